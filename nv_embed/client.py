@@ -1,0 +1,339 @@
+"""
+The client: texts to vectors over gRPC.
+
+A list of texts is cut into pages by count and bytes; two pages are under way at a time, so that the sidecar never waits for the network. Every call
+carries a deadline. Whatever goes wrong comes out as one of the errors of `errors.py`.
+
+How a call is begun and waited for is left to a `Caller`, because inside a Postgres backend both need care (`plpython.py`); elsewhere it just blocks.
+
+In:  texts      Out: `Page`s of raw float32 rows, or arrays
+"""
+
+import json
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+import grpc
+
+from nv_embed.errors import BY_GRPC_CODE, DeadlineExceeded, EmbedError, EngineFailure, InvalidInput, Overloaded, Unavailable
+from nv_embed.limits import MAX_TEXT_BYTES
+from nv_embed.proto import nv_embed_pb2 as pb
+from nv_embed.proto.nv_embed_pb2_grpc import EmbedderStub
+
+DEFAULT_TIMEOUT_S = 60.0
+
+PAGE_TEXTS = 256
+PAGE_BYTES = 512 * 1024
+PAGES_UNDER_WAY = 2
+
+INPUT_TYPES = {"passage": pb.INPUT_TYPE_PASSAGE, "query": pb.INPUT_TYPE_QUERY}
+TRUNCATES = {"NONE": pb.TRUNCATE_NONE, "START": pb.TRUNCATE_START, "END": pb.TRUNCATE_END}
+
+# A connection that broke is tried again at once: embedding twice harms nobody, and a sidecar that was restarted is back for the next call.
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    (
+        "grpc.service_config",
+        json.dumps(
+            {
+                "methodConfig": [
+                    {
+                        "name": [{"service": "nv_embed.v1.Embedder"}],
+                        "retryPolicy": {
+                            "maxAttempts": 3,
+                            "initialBackoff": "0.1s",
+                            "maxBackoff": "0.5s",
+                            "backoffMultiplier": 2,
+                            "retryableStatusCodes": ["UNAVAILABLE"],
+                        },
+                    }
+                ]
+            }
+        ),
+    ),
+)
+
+R = TypeVar("R")
+
+
+class Caller(Protocol):
+    """How calls are begun and waited for."""
+
+    def begin(self, call: Callable[[], "grpc.Future[R]"]) -> "grpc.Future[R]": ...
+
+    def wait(self, answer: "grpc.Future[R]") -> R: ...
+
+
+class BlockingCaller:
+    """Begin a call and block until its answer is there."""
+
+    def begin(self, call: Callable[[], "grpc.Future[R]"]) -> "grpc.Future[R]":
+        return call()
+
+    def wait(self, answer: "grpc.Future[R]") -> R:
+        return answer.result()
+
+
+@dataclass(frozen=True)
+class Page:
+    """Vectors of some consecutive texts.
+
+    Attributes:
+        vectors: [count, dim] float32, little-endian, row after row.
+        count: number of rows.
+        dim: components of a row.
+        model, revision: what made them.
+    """
+
+    vectors: bytes
+    count: int
+    dim: int
+    model: str
+    revision: str
+
+    def rows(self) -> Iterator["array[float]"]:
+        width = 4 * self.dim
+        for start in range(0, len(self.vectors), width):
+            yield array("f", self.vectors[start : start + width])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One chunk of a text: characters `start_char` up to, not including, `end_char`, counted from 0."""
+
+    start_char: int
+    end_char: int
+    tokens: int
+
+
+class Client:
+    """A connection to a sidecar.
+
+    Args:
+        endpoint: `host:port` or `unix:/path/to/socket`.
+        timeout_s: the longest wait for the answer to one page of texts.
+        caller: how calls are waited for; blocking unless given.
+        label: how messages name the endpoint; the endpoint itself unless given.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        caller: Caller | None = None,
+        label: str | None = None,
+    ) -> None:
+        self.endpoint = endpoint
+        self.timeout_s = timeout_s
+        self._caller: Caller = caller or BlockingCaller()
+        self._label = label or f"the sidecar at {endpoint}"
+        self._channel = grpc.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
+        self._stub = EmbedderStub(self._channel)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        dim: int | None = None,
+        input_type: str = "passage",
+        model: str | None = None,
+        revision: str | None = None,
+        truncate: str = "NONE",
+        timeout_s: float | None = None,
+    ) -> Any:
+        """Embed texts, in their order.
+
+        Args:
+            dim: one of the model's dimensions; its native width unless given.
+            input_type: `passage` for what is searched, `query` for what is asked.
+            model: a name that `list_models` shows; the sidecar's default unless given.
+            revision: refuse to answer with any other revision of the model.
+            truncate: `NONE` (a text over the model's limit is an error), `START` or `END`.
+            timeout_s: the longest wait for one page; the client's unless given.
+        Returns:
+            [len(texts), dim] float32 of unit length: a NumPy array where NumPy is installed, else a list of lists.
+        Raises:
+            EmbedError: one of the classes of `errors.py`.
+        """
+        pages = list(
+            self.embed_pages(texts, dim=dim, input_type=input_type, model=model, revision=revision, truncate=truncate, timeout_s=timeout_s)
+        )
+        try:
+            import numpy
+        except ImportError:
+            return [row.tolist() for page in pages for row in page.rows()]
+        width = pages[0].dim if pages else dim or 0
+        return numpy.frombuffer(b"".join(page.vectors for page in pages), dtype="<f4").reshape(len(texts), width)
+
+    def embed_pages(
+        self,
+        texts: Sequence[str],
+        *,
+        dim: int | None = None,
+        input_type: str = "passage",
+        model: str | None = None,
+        revision: str | None = None,
+        truncate: str = "NONE",
+        interactive: bool = False,
+        timeout_s: float | None = None,
+    ) -> Iterator[Page]:
+        """Embed texts page by page, in their order; at most `PAGES_UNDER_WAY` calls wait at a time. Arguments and errors as for `embed`."""
+        check_dim(dim)
+        input_type_value = _choice("input_type", input_type.lower(), INPUT_TYPES)
+        truncate_value = _choice("truncate", truncate.upper(), TRUNCATES)
+        under_way: deque[tuple[int, grpc.Future[pb.EmbedResponse]]] = deque()
+        served: tuple[str, str, int] | None = None
+        try:
+            for page in _cut(texts):
+                request = pb.EmbedRequest(
+                    texts=page,
+                    dim=dim or 0,
+                    input_type=input_type_value,
+                    model=model or "",
+                    revision=revision or (served[1] if served else ""),
+                    truncate=truncate_value,
+                    priority=pb.PRIORITY_INTERACTIVE if interactive else pb.PRIORITY_BULK,
+                )
+                under_way.append((len(page), self._begin(self._stub.Embed, request, timeout_s)))
+                if len(under_way) == PAGES_UNDER_WAY:
+                    answered = self._page(under_way)
+                    served = _same_model(served, answered)
+                    yield answered
+            while under_way:
+                answered = self._page(under_way)
+                served = _same_model(served, answered)
+                yield answered
+        finally:
+            for _, answer in under_way:
+                answer.cancel()
+
+    def count_tokens(self, texts: Sequence[str], *, model: str | None = None, input_type: str = "passage") -> list[int]:
+        """How many tokens the model sees for each text, special tokens and prompt included."""
+        input_type_value = _choice("input_type", input_type.lower(), INPUT_TYPES)
+        counts: list[int] = []
+        for page in _cut(texts):
+            request = pb.TokenizeRequest(texts=page, input_type=input_type_value, model=model or "")
+            counts.extend(self._call(self._stub.Tokenize, request).tokens)
+        return counts
+
+    def chunk(self, text: str, max_tokens: int, *, overlap: int = 0, model: str | None = None) -> list[Piece]:
+        """Cut a text into pieces of at most `max_tokens` tokens, each repeating about `overlap` tokens of the one before."""
+        _check_bytes(1, text)
+        if max_tokens < 1 or not 0 <= overlap < max_tokens:
+            raise InvalidInput(
+                f"max_tokens is {max_tokens} and overlap {overlap}", hint="max_tokens must be at least 1, and overlap at least 0 and below max_tokens"
+            )
+        request = pb.ChunkRequest(text=text, max_tokens=max_tokens, overlap=overlap, model=model or "")
+        chunks = self._call(self._stub.Chunk, request).chunks
+        return [Piece(chunk.start_char, chunk.end_char, chunk.tokens) for chunk in chunks]
+
+    def list_models(self) -> list[pb.Model]:
+        """What the sidecar serves, its default first."""
+        return list(self._call(self._stub.ListModels, pb.ListModelsRequest()).models)
+
+    def _call(self, method: Any, request: Any) -> Any:
+        return self._answer(self._begin(method, request, None))
+
+    def _begin(self, method: Any, request: Any, timeout_s: float | None) -> "grpc.Future[Any]":
+        timeout = self.timeout_s if timeout_s is None else timeout_s
+        return self._caller.begin(lambda: method.future(request, timeout=timeout))
+
+    def _answer(self, answer: "grpc.Future[Any]") -> Any:
+        try:
+            return self._caller.wait(answer)
+        except grpc.RpcError as error:
+            raise self._translate(error) from None
+        except grpc.FutureCancelledError:
+            raise Unavailable(f"the call to {self._label} was cancelled", hint="try again") from None
+
+    def _page(self, under_way: deque[tuple[int, "grpc.Future[pb.EmbedResponse]"]]) -> Page:
+        count, future = under_way[0]
+        answer = self._answer(future)
+        under_way.popleft()
+        if answer.dim < 1 or len(answer.vectors) != 4 * count * answer.dim:
+            raise EngineFailure(
+                f"{self._label} answered {len(answer.vectors)} bytes for {count} texts at {answer.dim} dimensions",
+                hint="nothing was used of this answer; check that the endpoint is an nv_embed sidecar of this version",
+            )
+        return Page(answer.vectors, count, answer.dim, answer.model, answer.revision)
+
+    def _translate(self, error: Any) -> EmbedError:
+        """The table's error for a gRPC status. What gRPC itself says of addresses stays out of it: an ordinary SQL user must not learn them."""
+        code = error.code().name
+        trailing = dict(error.trailing_metadata() or ())
+        hint = trailing.get("nv-embed-hint-bin", b"").decode(errors="replace")
+        if code == "DEADLINE_EXCEEDED":
+            return DeadlineExceeded(
+                f"{self._label} did not answer within {self.timeout_s:g} s", hint=hint or "send fewer texts at a time, or allow more time"
+            )
+        if code in ("UNAVAILABLE", "CANCELLED"):
+            return Unavailable(f"no answer from {self._label}: the connection failed", hint=hint or "is it running? `nv-embed doctor` tells")
+        if code == "UNIMPLEMENTED":
+            return Unavailable(f"{self._label} does not speak nv_embed.v1", hint="point the endpoint at an nv_embed sidecar")
+        if code == "RESOURCE_EXHAUSTED" and "nv-embed-retry-after-s" not in trailing:
+            # gRPC's own refusal of an over-long message, not an overload: the same request would be refused for ever.
+            return InvalidInput("the request is larger than the sidecar accepts", hint="send shorter texts, or fewer at a time")
+        retry_after = trailing.get("nv-embed-retry-after-s")
+        kind = BY_GRPC_CODE.get(code, EngineFailure)
+        return kind(error.details() or code, hint=hint, retry_after_s=float(retry_after) if retry_after and kind is Overloaded else None)
+
+
+def check_dim(dim: int | None) -> None:
+    if dim is not None and not 1 <= dim <= 16000:
+        raise InvalidInput(f"{dim} is not a number of dimensions", hint="leave dim out for the model's native width; nv_embed.models() lists the others")
+
+
+def _choice(name: str, value: str, choices: dict[str, R]) -> R:
+    if value not in choices:
+        raise InvalidInput(f"{name} '{value}' is unknown", hint=f"{name} is one of {', '.join(choices)}")
+    return choices[value]
+
+
+def _check_bytes(position: int, text: str) -> int:
+    size = len(text.encode())
+    if size > MAX_TEXT_BYTES:
+        raise InvalidInput(
+            f"text {position} has {size:,} bytes, over the limit of {MAX_TEXT_BYTES:,} bytes a text",
+            hint="cut it first, and embed its pieces",
+        )
+    return size
+
+
+def _cut(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Pages of at most `PAGE_TEXTS` texts and `PAGE_BYTES` bytes, but of one text at least. All texts are checked before the first page leaves."""
+    sizes = [_check_bytes(position, text) for position, text in enumerate(texts, 1)]
+    start = page_bytes = 0
+    for position, size in enumerate(sizes):
+        if position > start and (position - start == PAGE_TEXTS or page_bytes + size > PAGE_BYTES):
+            yield texts[start:position]
+            start, page_bytes = position, 0
+        page_bytes += size
+    if start < len(texts):
+        yield texts[start:]
+
+
+def _same_model(served: tuple[str, str, int] | None, page: Page) -> tuple[str, str, int]:
+    """One call's vectors come from one model, even when the sidecar is replaced between two pages."""
+    now = (page.model, page.revision, page.dim)
+    if served is not None and served != now:
+        raise Unavailable(f"the sidecar changed its model from {served[0]} {served[1]} to {now[0]} {now[1]} during the call", hint="try again")
+    return now
