@@ -18,8 +18,10 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 import grpc
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from nv_embed.errors import BY_GRPC_CODE, DeadlineExceeded, EmbedError, EngineFailure, InvalidInput, Overloaded, Unavailable
+from nv_embed.errors import BY_GRPC_CODE, DeadlineExceeded, EmbedError, EngineFailure, InvalidInput, Unavailable
 from nv_embed.limits import MAX_TEXT_BYTES
 from nv_embed.proto import nv_embed_pb2 as pb
 from nv_embed.proto.nv_embed_pb2_grpc import EmbedderStub
@@ -200,10 +202,10 @@ class Client:
         check_dim(dim)
         input_type_value = _choice("input_type", input_type.lower(), INPUT_TYPES)
         truncate_value = _choice("truncate", truncate.upper(), TRUNCATES)
-        under_way: deque[tuple[int, grpc.Future[pb.EmbedResponse]]] = deque()
+        under_way: deque[_Call] = deque()
         served: tuple[str, str, int] | None = None
         try:
-            for page in _cut(texts):
+            for start, page in _cut(texts):
                 request = pb.EmbedRequest(
                     texts=page,
                     dim=dim or 0,
@@ -213,7 +215,7 @@ class Client:
                     truncate=truncate_value,
                     priority=pb.PRIORITY_INTERACTIVE if interactive else pb.PRIORITY_BULK,
                 )
-                under_way.append((len(page), self._begin(self._stub.Embed, request, timeout_s)))
+                under_way.append(_Call(start, len(page), self._begin(self._stub.Embed, request, timeout_s)))
                 if len(under_way) == PAGES_UNDER_WAY:
                     answered = self._page(under_way)
                     served = _same_model(served, answered)
@@ -223,60 +225,64 @@ class Client:
                 served = _same_model(served, answered)
                 yield answered
         finally:
-            for _, answer in under_way:
-                answer.cancel()
+            for call in under_way:
+                call.answer.cancel()
 
     def count_tokens(self, texts: Sequence[str], *, model: str | None = None, input_type: str = "passage") -> list[int]:
         """How many tokens the model sees for each text, special tokens and prompt included."""
         input_type_value = _choice("input_type", input_type.lower(), INPUT_TYPES)
         counts: list[int] = []
-        for page in _cut(texts):
+        for start, page in _cut(texts):
             request = pb.TokenizeRequest(texts=page, input_type=input_type_value, model=model or "")
-            counts.extend(self._call(self._stub.Tokenize, request).tokens)
+            counts.extend(self._answer(self._begin(self._stub.Tokenize, request), start).tokens)
         return counts
 
     def chunk(self, text: str, max_tokens: int, *, overlap: int = 0, model: str | None = None) -> list[Piece]:
         """Cut a text into pieces of at most `max_tokens` tokens, each repeating about `overlap` tokens of the one before."""
-        _check_bytes(1, text)
+        _check_bytes(0, text)
         if max_tokens < 1 or not 0 <= overlap < max_tokens:
             raise InvalidInput(
                 f"max_tokens is {max_tokens} and overlap {overlap}", hint="max_tokens must be at least 1, and overlap at least 0 and below max_tokens"
             )
         request = pb.ChunkRequest(text=text, max_tokens=max_tokens, overlap=overlap, model=model or "")
-        chunks = self._call(self._stub.Chunk, request).chunks
+        chunks = self._answer(self._begin(self._stub.Chunk, request)).chunks
         return [Piece(chunk.start_char, chunk.end_char, chunk.tokens) for chunk in chunks]
 
     def list_models(self) -> list[pb.Model]:
         """What the sidecar serves, its default first."""
-        return list(self._call(self._stub.ListModels, pb.ListModelsRequest()).models)
+        return list(self._answer(self._begin(self._stub.ListModels, pb.ListModelsRequest())).models)
 
-    def _call(self, method: Any, request: Any) -> Any:
-        return self._answer(self._begin(method, request, None))
+    def health(self) -> str:
+        """What the sidecar's health service says: `SERVING` or `NOT_SERVING`."""
+        request = health_pb2.HealthCheckRequest()
+        answer = self._answer(self._begin(HealthStub(self._channel).Check, request))
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
-    def _begin(self, method: Any, request: Any, timeout_s: float | None) -> "grpc.Future[Any]":
+    def _begin(self, method: Any, request: Any, timeout_s: float | None = None) -> "grpc.Future[Any]":
         timeout = self.timeout_s if timeout_s is None else timeout_s
         return self._caller.begin(lambda: method.future(request, timeout=timeout))
 
-    def _answer(self, answer: "grpc.Future[Any]") -> Any:
+    def _answer(self, answer: "grpc.Future[Any]", start: int = 0) -> Any:
+        """The answer to a call, or the table's error; `start` is the position of the call's first text among all."""
         try:
             return self._caller.wait(answer)
         except grpc.RpcError as error:
-            raise self._translate(error) from None
+            raise self._translate(error, start) from None
         except grpc.FutureCancelledError:
             raise Unavailable(f"the call to {self._label} was cancelled", hint="try again") from None
 
-    def _page(self, under_way: deque[tuple[int, "grpc.Future[pb.EmbedResponse]"]]) -> Page:
-        count, future = under_way[0]
-        answer = self._answer(future)
+    def _page(self, under_way: "deque[_Call]") -> Page:
+        call = under_way[0]
+        answer = self._answer(call.answer, call.start)
         under_way.popleft()
-        if answer.dim < 1 or len(answer.vectors) != 4 * count * answer.dim:
+        if answer.dim < 1 or len(answer.vectors) != 4 * call.count * answer.dim:
             raise EngineFailure(
-                f"{self._label} answered {len(answer.vectors)} bytes for {count} texts at {answer.dim} dimensions",
+                f"{self._label} answered {len(answer.vectors)} bytes for {call.count} texts at {answer.dim} dimensions",
                 hint="nothing was used of this answer; check that the endpoint is an nv_embed sidecar of this version",
             )
-        return Page(answer.vectors, count, answer.dim, answer.model, answer.revision)
+        return Page(answer.vectors, call.count, answer.dim, answer.model, answer.revision)
 
-    def _translate(self, error: Any) -> EmbedError:
+    def _translate(self, error: Any, start: int) -> EmbedError:
         """The table's error for a gRPC status. What gRPC itself says of addresses stays out of it: an ordinary SQL user must not learn them."""
         code = error.code().name
         trailing = dict(error.trailing_metadata() or ())
@@ -292,9 +298,22 @@ class Client:
         if code == "RESOURCE_EXHAUSTED" and "nv-embed-retry-after-s" not in trailing:
             # gRPC's own refusal of an over-long message, not an overload: the same request would be refused for ever.
             return InvalidInput("the request is larger than the sidecar accepts", hint="send shorter texts, or fewer at a time")
-        retry_after = trailing.get("nv-embed-retry-after-s")
-        kind = BY_GRPC_CODE.get(code, EngineFailure)
-        return kind(error.details() or code, hint=hint, retry_after_s=float(retry_after) if retry_after and kind is Overloaded else None)
+        retry_after, position = trailing.get("nv-embed-retry-after-s"), trailing.get("nv-embed-text")
+        return BY_GRPC_CODE.get(code, EngineFailure)(
+            error.details() or code,
+            hint=hint,
+            retry_after_s=float(retry_after) if retry_after else None,
+            position=start + int(position) if position else None,
+        )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A page under way: `count` texts, the first of them at `start` among all."""
+
+    start: int
+    count: int
+    answer: "grpc.Future[pb.EmbedResponse]"
 
 
 def check_dim(dim: int | None) -> None:
@@ -312,23 +331,24 @@ def _check_bytes(position: int, text: str) -> int:
     size = len(text.encode())
     if size > MAX_TEXT_BYTES:
         raise InvalidInput(
-            f"text {position} has {size:,} bytes, over the limit of {MAX_TEXT_BYTES:,} bytes a text",
-            hint="cut it first, and embed its pieces",
+            f"{size:,} bytes exceed the limit of {MAX_TEXT_BYTES:,} bytes a text",
+            hint="cut the text first, and embed its pieces",
+            position=position,
         )
     return size
 
 
-def _cut(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Pages of at most `PAGE_TEXTS` texts and `PAGE_BYTES` bytes, but of one text at least. All texts are checked before the first page leaves."""
-    sizes = [_check_bytes(position, text) for position, text in enumerate(texts, 1)]
+def _cut(texts: Sequence[str]) -> Iterator[tuple[int, Sequence[str]]]:
+    """Position of the first text, and the texts: pages of at most `PAGE_TEXTS` texts and `PAGE_BYTES` bytes, but of one text at least. All texts are checked before the first page leaves."""
+    sizes = [_check_bytes(position, text) for position, text in enumerate(texts)]
     start = page_bytes = 0
     for position, size in enumerate(sizes):
         if position > start and (position - start == PAGE_TEXTS or page_bytes + size > PAGE_BYTES):
-            yield texts[start:position]
+            yield start, texts[start:position]
             start, page_bytes = position, 0
         page_bytes += size
     if start < len(texts):
-        yield texts[start:]
+        yield start, texts[start:]
 
 
 def _same_model(served: tuple[str, str, int] | None, page: Page) -> tuple[str, str, int]:

@@ -52,7 +52,8 @@ class EmbedError(Exception):
         self.position = position
 
     def __str__(self) -> str:
-        return f"{self.message} ({self.hint})" if self.hint else self.message
+        text = self.message if self.position is None else f"text {self.position + 1}: {self.message}"
+        return f"{text} ({self.hint})" if self.hint else text
 
 
 class InvalidInput(EmbedError):

@@ -1,0 +1,227 @@
+"""
+Inside a Postgres backend.
+
+A PL/Python function is three lines: start the session once, call one method of it, return what it says. The rest is here, as ordinary Python that is
+given `plpy`. Two things are special in a backend, and both sit in `BackendCaller`:
+
+- gRPC starts threads. Every signal is blocked while a channel or a call is begun, so its threads inherit a full mask and Postgres's signals reach
+  Postgres's own thread only.
+- A blocking call cannot be cancelled. We wait in short steps and run a trivial query between them, which lets Postgres act on Ctrl-C, on
+  `statement_timeout` and on a shutdown; the call is cancelled on the way out.
+
+In:  SQL values      Out: vectors in pgvector's text form, written by orjson
+"""
+
+import signal
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+import orjson
+
+from nv_embed.client import Client
+from nv_embed.errors import EmbedError, InvalidInput
+
+R = TypeVar("R")
+
+INTERRUPT_CHECK_S = 0.05
+
+QUERY_CACHE_ENTRIES = 64
+# Long enough for one page of an application, short enough that nobody waits for a new model to be asked.
+QUERY_CACHE_S = 10.0
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Threads that start in here never take a signal meant for Postgres."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class BackendCaller:
+    """Begins calls with signals blocked, and waits so that Postgres can interrupt."""
+
+    def __init__(self, plpy: Any) -> None:
+        self._plpy = plpy
+        self._check_interrupts = plpy.prepare("SELECT 1")
+
+    def begin(self, call: "Callable[[], grpc.Future[R]]") -> "grpc.Future[R]":
+        with signals_blocked():
+            return call()
+
+    def wait(self, answer: "grpc.Future[R]") -> R:
+        try:
+            while True:
+                try:
+                    return answer.result(timeout=INTERRUPT_CHECK_S)
+                except grpc.FutureTimeoutError:
+                    self._plpy.execute(self._check_interrupts)
+        finally:
+            if not answer.done():
+                with signals_blocked():
+                    answer.cancel()
+
+
+class Session:
+    """What one database session keeps: the connection to the sidecar, and the last few query vectors."""
+
+    def __init__(self, plpy: Any) -> None:
+        self._plpy = plpy
+        self._caller = BackendCaller(plpy)
+        self._read_settings = plpy.prepare("SELECT endpoint, timeout_s FROM nv_embed.settings")
+        self._settings: tuple[str, float] | None = None
+        self._client: Client | None = None
+        self._queries: OrderedDict[tuple[str, int | None, str | None, str | None], tuple[float, str]] = OrderedDict()
+
+    def embed(
+        self, text: str | None, dim: int | None, input_type: str | None, model: str | None, truncate: str | None, revision: str | None = None
+    ) -> str | None:
+        """One text's vector in text form; NULL for NULL."""
+        if text is None:
+            return None
+        return self.guarded(lambda: self._vectors([text], dim, input_type, model, truncate, revision)[0], numbered=False)
+
+    def embed_array(
+        self,
+        texts: Sequence[Any] | None,
+        dim: int | None,
+        input_type: str | None,
+        model: str | None,
+        truncate: str | None,
+        revision: str | None = None,
+    ) -> list[str | None] | None:
+        """The vectors of an array of texts in text form, in its order; NULL for NULL."""
+        if texts is None:
+            return None
+
+        def vectors() -> list[str | None]:
+            if any(isinstance(text, list) for text in texts):
+                raise InvalidInput("the array has more than one dimension", hint="give a one-dimensional array of texts")
+            places = [place for place, text in enumerate(texts) if text is not None]
+            result: list[str | None] = [None] * len(texts)
+            try:
+                found = self._vectors([texts[place] for place in places], dim, input_type, model, truncate, revision)
+            except EmbedError as error:
+                error.position = None if error.position is None else places[error.position]
+                raise
+            for place, vector in zip(places, found, strict=True):
+                result[place] = vector
+            return result
+
+        return self.guarded(vectors)
+
+    def embed_query(self, query: str | None, dim: int | None, model: str | None, revision: str | None = None) -> str | None:
+        """A query's vector in text form, ahead of bulk work; asked again within `QUERY_CACHE_S` it is not sent again."""
+        if query is None:
+            return None
+        return self.guarded(lambda: self._query_vector((query, dim, model, revision)), numbered=False)
+
+    def identify(self, dim: int | None, model: str | None) -> tuple[str, str, int]:
+        """Model, revision and dimension that answer for this `dim` and `model`, found out by embedding a word."""
+
+        def identity() -> tuple[str, str, int]:
+            page = next(self._connect().embed_pages(["probe"], dim=dim, model=model, interactive=True))
+            return page.model, page.revision, page.dim
+
+        return self.guarded(identity, numbered=False)
+
+    def count_tokens(self, text: str | None, model: str | None) -> int | None:
+        if text is None:
+            return None
+        return self.guarded(lambda: self._connect().count_tokens([text], model=model)[0], numbered=False)
+
+    def chunk(self, text: str | None, max_tokens: int | None, overlap: int | None, model: str | None) -> list[tuple[int, int, int, str]]:
+        """Rows of (seq, start_char, end_char, content), both counted from 0, `end_char` exclusive."""
+        if text is None:
+            return []
+
+        def rows() -> list[tuple[int, int, int, str]]:
+            if max_tokens is None:
+                raise InvalidInput("max_tokens is null", hint="say how many tokens a piece may have")
+            pieces = self._connect().chunk(text, max_tokens, overlap=overlap or 0, model=model)
+            return [(seq, piece.start_char, piece.end_char, text[piece.start_char : piece.end_char]) for seq, piece in enumerate(pieces)]
+
+        return self.guarded(rows, numbered=False)
+
+    def models(self) -> list[dict[str, Any]]:
+        """One row a model, the sidecar's default first."""
+        return [
+            {
+                "name": model.name,
+                "revision": model.revision,
+                "native_dim": model.native_dim,
+                "trained_dims": list(model.trained_dims),
+                "declared_dims": list(model.declared_dims),
+                "max_tokens": model.max_tokens,
+                "pooling": model.pooling,
+                "query_prompt": model.query_prompt,
+                "passage_prompt": model.passage_prompt,
+                "device": model.device,
+                "precision": model.precision,
+                "is_default": position == 0,
+            }
+            for position, model in enumerate(self.guarded(lambda: self._connect().list_models()))
+        ]
+
+    def health(self) -> tuple[bool, str, float | None]:
+        """Serving or not, why not, and the milliseconds the answer took. A sidecar that is down is an answer here, not an error."""
+        begun = time.monotonic()
+        try:
+            status = self._connect().health()
+        except EmbedError as error:
+            return False, str(error), None
+        return status == "SERVING", status, (time.monotonic() - begun) * 1000
+
+    def guarded(self, work: Callable[[], R], *, numbered: bool = True) -> R:
+        """Do the work, and turn an error of the table into a Postgres error with its SQLSTATE."""
+        try:
+            return work()
+        except EmbedError as error:
+            self._raise(error, numbered)
+
+    def _raise(self, error: EmbedError, numbered: bool) -> NoReturn:
+        position = f"text {error.position + 1}: " if numbered and error.position is not None else ""
+        self._plpy.error(position + error.message, hint=error.hint or None, sqlstate=error.sqlstate)
+        raise AssertionError("plpy.error returned")
+
+    def _connect(self) -> Client:
+        """The client for the configured endpoint; another one after `nv_embed.configure` was called."""
+        row = self._plpy.execute(self._read_settings)[0]
+        settings = (row["endpoint"], row["timeout_s"])
+        if settings != self._settings or self._client is None:
+            self._queries.clear()
+            with signals_blocked():
+                if self._client is not None:
+                    self._client.close()
+                # The label keeps the endpoint out of messages: an ordinary role may call, but not learn where the texts go.
+                self._client = Client(settings[0], timeout_s=settings[1], caller=self._caller, label="the configured sidecar")
+            self._settings = settings
+        return self._client
+
+    def _vectors(
+        self, texts: Sequence[str], dim: int | None, input_type: str | None, model: str | None, truncate: str | None, revision: str | None
+    ) -> list[str]:
+        pages = self._connect().embed_pages(
+            texts, dim=dim, input_type=input_type or "passage", model=model, revision=revision, truncate=truncate or "NONE"
+        )
+        return [orjson.dumps(row.tolist()).decode() for page in pages for row in page.rows()]
+
+    def _query_vector(self, key: tuple[str, int | None, str | None, str | None]) -> str:
+        query, dim, model, revision = key
+        client, now = self._connect(), time.monotonic()
+        kept = self._queries.get(key)
+        if kept is not None and now - kept[0] < QUERY_CACHE_S:
+            return kept[1]
+        page = next(client.embed_pages([query], dim=dim, input_type="query", model=model, revision=revision, interactive=True))
+        vector = orjson.dumps(next(page.rows()).tolist()).decode()
+        self._queries[key] = (now, vector)
+        self._queries.move_to_end(key)
+        if len(self._queries) > QUERY_CACHE_ENTRIES:
+            self._queries.popitem(last=False)
+        return vector
