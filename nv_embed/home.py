@@ -73,7 +73,7 @@ def postgres_user() -> str | None:
 def create() -> Path:
     """Make the home and its folders where they are missing, each with the owner and mode that it needs.
 
-    The caller owns the home. `run/` belongs to the user of Postgres, who makes its own socket there and connects to the sidecar's; others may not enter.
+    The caller owns the home. `run/` belongs to the user of Postgres, who makes its socket there and connects to the sidecar's: others may not enter.
 
     Raises:
         NotSetUp: the user of Postgres does not exist.
@@ -112,26 +112,11 @@ def give_to_postgres(path: Path) -> None:
         raise NotSetUp(f"the system has no user {user}") from None
 
 
-@cache
-def _own_home() -> tuple[Path, str | None]:
-    """The home of this checkout, and why it is not inside of it."""
-    top = checkout()
-    inside = top / ".nv_embed"
-    nearest = inside if inside.is_dir() else top
-    elsewhere = hashlib.sha256(os.fsencode(top)).hexdigest()[:12]
-    user = postgres_user()
-    if user is not None:
-        if _can_enter(user, nearest):
-            return inside, None
-        return SYSTEM_HOMES / elsewhere, f"user {user}, who runs Postgres, cannot enter {nearest}"
-    if os.access(nearest, os.W_OK | os.X_OK):
-        return inside, None
-    states = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
-    return states / "nv_embed" / elsewhere, f"{nearest} is not yours to write to"
+def can_enter(user: str, directory: Path) -> bool:
+    """Whether this user can enter a folder. Tried rather than computed: modes, groups, access lists and mounts all have a say.
 
-
-def _can_enter(user: str, directory: Path) -> bool:
-    """Tried rather than computed: modes, groups, access lists and mounts all have a say. Before the user exists, as anybody else."""
+    A user that set-up has yet to make is tried as anybody else.
+    """
     try:
         entry = pwd.getpwnam(user)
     except KeyError:
@@ -144,6 +129,24 @@ def _can_enter(user: str, directory: Path) -> bool:
     except OSError:
         return False
     return tried.returncode == 0
+
+
+@cache
+def _own_home() -> tuple[Path, str | None]:
+    """The home of this checkout, and why it is not inside of it."""
+    top = checkout()
+    inside = top / ".nv_embed"
+    nearest = inside if inside.is_dir() else top
+    elsewhere = hashlib.sha256(os.fsencode(top)).hexdigest()[:12]
+    user = postgres_user()
+    if user is not None:
+        if can_enter(user, nearest):
+            return inside, None
+        return SYSTEM_HOMES / elsewhere, f"user {user}, who runs Postgres, cannot enter {nearest}"
+    if os.access(nearest, os.W_OK | os.X_OK):
+        return inside, None
+    states = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
+    return states / "nv_embed" / elsewhere, f"{nearest} is not yours to write to"
 
 
 def main(arguments: list[str]) -> int:
