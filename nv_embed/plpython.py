@@ -23,7 +23,7 @@ import grpc
 import orjson
 
 from nv_embed.client import Client
-from nv_embed.errors import EmbedError, InvalidInput
+from nv_embed.errors import EmbedError, InvalidInput, Unavailable
 
 R = TypeVar("R")
 
@@ -122,12 +122,12 @@ class Session:
             return None
         return self.guarded(lambda: self._query_vector((query, dim, model, revision)), numbered=False)
 
-    def identify(self, dim: int | None, model: str | None) -> tuple[str, str, int]:
-        """Model, revision and dimension that answer for this `dim` and `model`, found out by embedding a word."""
+    def identify(self, dim: int | None, model: str | None) -> tuple[int, str, str]:
+        """Dimension, model and revision that answer for this `dim` and `model`, found out by embedding a word."""
 
-        def identity() -> tuple[str, str, int]:
+        def identity() -> tuple[int, str, str]:
             page = next(self._connect().embed_pages(["probe"], dim=dim, model=model, interactive=True))
-            return page.model, page.revision, page.dim
+            return page.dim, page.model, page.revision
 
         return self.guarded(identity, numbered=False)
 
@@ -193,6 +193,8 @@ class Session:
     def _connect(self) -> Client:
         """The client for the configured endpoint; another one after `nv_embed.configure` was called."""
         row = self._plpy.execute(self._read_settings)[0]
+        if row["endpoint"] is None:
+            raise Unavailable("no sidecar is configured", hint="a superuser runs SELECT nv_embed.configure('host:port'), or 'unix:/path'")
         settings = (row["endpoint"], row["timeout_s"])
         if settings != self._settings or self._client is None:
             self._queries.clear()

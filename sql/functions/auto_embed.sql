@@ -1,0 +1,237 @@
+-- auto_embed: keep a text column searchable by meaning.
+--
+-- Declaring is done with the caller's own rights: they alter their table, and row-level security lets them write the declaration of a table they own.
+
+CREATE OR REPLACE FUNCTION nv_embed.check_relation(relation regclass) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    c pg_class;
+BEGIN
+    IF relation IS NULL THEN
+        RAISE EXCEPTION 'relation is null' USING ERRCODE = '22004', HINT = 'name a table';
+    END IF;
+    SELECT * INTO STRICT c FROM pg_class AS s WHERE s.oid = relation;
+    IF c.relkind NOT IN ('r', 'p') THEN
+        RAISE EXCEPTION '% is not a table', nv_embed.qualified(relation)
+            USING ERRCODE = '42809', HINT = 'declare the table that a view or a foreign table reads';
+    END IF;
+    IF NOT nv_embed.owns(relation) THEN
+        RAISE EXCEPTION 'must be owner of table %', nv_embed.qualified(relation)
+            USING ERRCODE = '42501', HINT = format('its owner is %I', pg_get_userbyid(c.relowner));
+    END IF;
+    IF NOT EXISTS (SELECT FROM nv_embed.key_columns(relation)) THEN
+        RAISE EXCEPTION 'table % has no primary key', nv_embed.qualified(relation)
+            USING ERRCODE = '42P16', HINT = 'rows are found again by their primary key: add one';
+    END IF;
+    IF EXISTS (
+        SELECT FROM nv_embed.key_columns(relation) AS k
+        JOIN pg_attribute AS a ON a.attrelid = relation AND a.attname = k.column_name
+        JOIN pg_type AS t ON t.oid = a.atttypid
+        WHERE t.typcategory = 'A'
+    ) THEN
+        RAISE EXCEPTION 'the primary key of % contains an array', nv_embed.qualified(relation)
+            USING ERRCODE = '0A000', HINT = 'use a primary key of scalar columns';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_relation(regclass) IS 'Raises an error for a relation that cannot be auto-embedded by the current role.';
+
+CREATE OR REPLACE FUNCTION nv_embed.check_source(relation regclass, source text, target name) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    column_name name;
+BEGIN
+    IF source IS NULL THEN
+        RAISE EXCEPTION 'source is null' USING ERRCODE = '22004', HINT = 'write columns as {name}, for example {title}: {body}';
+    END IF;
+    FOR column_name IN SELECT p.column_name FROM nv_embed.parse_template(source) AS p WHERE p.column_name IS NOT NULL LOOP
+        IF column_name = target THEN
+            RAISE EXCEPTION 'the target column % is also a source', quote_ident(target) USING ERRCODE = '22023', HINT = 'embed another column';
+        END IF;
+        IF NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attname = column_name AND a.attnum > 0 AND NOT a.attisdropped) THEN
+            RAISE EXCEPTION 'table % has no column %', nv_embed.qualified(relation), quote_ident(column_name)
+                USING ERRCODE = '42703', HINT = format('the source template is %L; names in it are written as in the catalog, unquoted', source);
+        END IF;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_source(regclass, text, name) IS 'Raises an error for a source template that this table cannot fill.';
+
+CREATE OR REPLACE FUNCTION nv_embed.add_target(relation regclass, target name, storage text, dim int) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    wanted CONSTANT text := nv_embed.type_sql(storage, dim);
+    found_type text;
+BEGIN
+    SELECT format('%I.%I', n.nspname, t.typname) || CASE WHEN a.atttypmod > 0 THEN format('(%s)', a.atttypmod) ELSE '' END
+    INTO found_type
+    FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid JOIN pg_namespace AS n ON n.oid = t.typnamespace
+    WHERE a.attrelid = relation AND a.attname = target AND a.attnum > 0 AND NOT a.attisdropped;
+    IF found_type IS NULL THEN
+        EXECUTE format('ALTER TABLE %s ADD COLUMN %I %s', nv_embed.qualified(relation), target, wanted);
+    ELSIF found_type <> wanted THEN
+        RAISE EXCEPTION 'column % of % is a %, not a %', quote_ident(target), nv_embed.qualified(relation), found_type, wanted
+            USING ERRCODE = '42804', HINT = 'name another target, or give the dim and storage that this column has';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.add_target(regclass, name, text, int) IS 'Adds the column for the vectors, or accepts one of just this type.';
+
+CREATE OR REPLACE FUNCTION nv_embed.check_options(
+    mode text, storage text, chunk_tokens int, chunk_overlap int, truncate text
+) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF mode IN ('async', 'off') OR chunk_tokens IS NOT NULL THEN
+        RAISE EXCEPTION '% is not available in this version', CASE WHEN chunk_tokens IS NULL THEN 'mode ' || quote_literal(mode) ELSE 'chunk_tokens' END
+            USING ERRCODE = '0A000', HINT = 'this version embeds whole rows in mode sync; nv_chunk() cuts texts by hand';
+    END IF;
+    IF mode = 'sync' IS NOT TRUE THEN
+        RAISE EXCEPTION 'mode % is unknown', coalesce(quote_literal(mode), 'null') USING ERRCODE = '22023', HINT = 'mode is sync';
+    END IF;
+    IF storage IN ('halfvec', 'vector') IS NOT TRUE THEN
+        RAISE EXCEPTION 'storage % is unknown', coalesce(quote_literal(storage), 'null') USING ERRCODE = '22023', HINT = 'storage is halfvec or vector';
+    END IF;
+    IF truncate IN ('NONE', 'START', 'END') IS NOT TRUE THEN
+        RAISE EXCEPTION 'truncate % is unknown', coalesce(quote_literal(truncate), 'null') USING ERRCODE = '22023', HINT = 'truncate is one of NONE, START, END';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_options(text, text, int, int, text) IS 'Raises an error for an option that auto_embed does not know.';
+
+-- Beyond so many rows a declaration leaves the filling to nv_embed.refresh(), because it holds the lock that adding a column takes.
+CREATE OR REPLACE FUNCTION nv_embed.fill_existing(relation regclass, target name, at_most int) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    existing bigint;
+BEGIN
+    EXECUTE format('SELECT count(*) FROM (SELECT FROM %s WHERE %I IS NULL LIMIT %s) AS s', nv_embed.qualified(relation), target, at_most + 1) INTO existing;
+    IF existing > at_most THEN
+        RAISE NOTICE 'the rows that % already has are not embedded yet', nv_embed.qualified(relation)
+            USING HINT = format('SELECT nv_embed.refresh(%L, %L) embeds them', nv_embed.qualified(relation), target);
+    ELSIF existing > 0 THEN
+        PERFORM nv_embed.refresh(relation, target);
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.fill_existing(regclass, name, int) IS 'Embeds the rows that a newly declared table already has, if they are few.';
+
+CREATE OR REPLACE FUNCTION nv_embed.auto_embed(
+    relation regclass, source text, target name DEFAULT 'embedding', dim int DEFAULT NULL, model text DEFAULT NULL, mode text DEFAULT 'sync',
+    storage text DEFAULT 'halfvec', chunk_tokens int DEFAULT NULL, chunk_overlap int DEFAULT 0, truncate text DEFAULT 'NONE'
+) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    identity record;
+    new_id bigint;
+BEGIN
+    PERFORM nv_embed.check_options(mode, storage, chunk_tokens, chunk_overlap, truncate);
+    PERFORM nv_embed.check_relation(relation);
+    PERFORM nv_embed.check_source(relation, source, target);
+    -- The oid of a table that was dropped may come back as another table's.
+    DELETE FROM nv_embed.embedding AS e WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = e.relation);
+    IF EXISTS (SELECT FROM nv_embed.embedding AS e WHERE e.relation = auto_embed.relation AND e.target = auto_embed.target) THEN
+        RAISE EXCEPTION 'column % of % is auto-embedded already', quote_ident(target), nv_embed.qualified(relation)
+            USING ERRCODE = '42710', HINT = format('call nv_embed.drop_auto_embed(%L, %L) first, or name another target', nv_embed.qualified(relation), target);
+    END IF;
+    SELECT * INTO STRICT identity FROM nv_embed.identify(dim, model);
+    PERFORM nv_embed.add_target(relation, target, storage, identity.dim);
+    INSERT INTO nv_embed.embedding (relation, target, source, mode, truncate)
+    VALUES (relation, target, source, mode, truncate)
+    RETURNING id INTO new_id;
+    INSERT INTO nv_embed.generation (embedding, model, revision, dim, storage, target)
+    VALUES (new_id, identity.model, identity.revision, identity.dim, storage, target);
+    -- One trigger an event: transition tables allow neither a column list nor several events.
+    EXECUTE format(
+        'CREATE TRIGGER %I AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION nv_embed.embed_written_rows(%L)',
+        format('nv_embed_%s_insert', new_id), nv_embed.qualified(relation), new_id
+    );
+    EXECUTE format(
+        'CREATE TRIGGER %I AFTER UPDATE ON %s REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows'
+        ' FOR EACH STATEMENT EXECUTE FUNCTION nv_embed.embed_written_rows(%L)',
+        format('nv_embed_%s_update', new_id), nv_embed.qualified(relation), new_id
+    );
+    PERFORM nv_embed.fill_existing(relation, target, 1000);
+    RETURN new_id;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.auto_embed(regclass, text, name, int, text, text, text, int, int, text)
+    IS 'Declares that a column holds the vectors of a template over the others, and keeps it so; returns the embedding''s id.';
+
+CREATE OR REPLACE FUNCTION nv_embed.find_embedding(relation regclass, target name) RETURNS nv_embed.embedding
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e nv_embed.embedding;
+BEGIN
+    SELECT * INTO e FROM nv_embed.embedding AS s WHERE s.relation = find_embedding.relation AND s.target = find_embedding.target;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'column % of % is not auto-embedded', coalesce(quote_ident(target), 'null'), coalesce(nv_embed.qualified(relation), 'null')
+            USING ERRCODE = '42704', HINT = coalesce(
+                (SELECT format('its embedded columns are: %s', string_agg(quote_ident(s.target), ', ' ORDER BY s.target))
+                 FROM nv_embed.embedding AS s WHERE s.relation = find_embedding.relation),
+                'declare it with nv_embed.auto_embed()');
+    END IF;
+    RETURN e;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.find_embedding(regclass, name) IS 'The declaration for a table''s target column, or an error that names the ones there are.';
+
+CREATE OR REPLACE FUNCTION nv_embed.drop_auto_embed(relation regclass, target name DEFAULT 'embedding', keep_vectors boolean DEFAULT true) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e CONSTANT nv_embed.embedding := nv_embed.find_embedding(relation, target);
+    event text;
+BEGIN
+    IF NOT nv_embed.owns(relation) THEN
+        RAISE EXCEPTION 'must be owner of table %', nv_embed.qualified(relation) USING ERRCODE = '42501';
+    END IF;
+    FOREACH event IN ARRAY ARRAY['insert', 'update'] LOOP
+        EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', format('nv_embed_%s_%s', e.id, event), nv_embed.qualified(relation));
+    END LOOP;
+    DELETE FROM nv_embed.embedding AS s WHERE s.id = e.id;
+    IF NOT keep_vectors THEN
+        EXECUTE format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', nv_embed.qualified(relation), target);
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.drop_auto_embed(regclass, name, boolean)
+    IS 'Ends a declaration; the column stays with its vectors unless keep_vectors is false.';
+
+-- Runs the user's own triggers, hence no SET search_path here: see fill.sql.
+CREATE OR REPLACE FUNCTION nv_embed.refresh(relation regclass, target name DEFAULT 'embedding') RETURNS bigint
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    awaiting bigint;
+    embedded bigint;
+BEGIN
+    EXECUTE nv_embed.fill_sql((nv_embed.find_embedding(relation, target)).id, 'refresh') INTO awaiting, embedded USING NULL::bigint;
+    RETURN embedded;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.refresh(regclass, name) IS 'Embeds every row that lacks a vector and has content; returns how many.';

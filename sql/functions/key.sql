@@ -1,0 +1,21 @@
+-- key: the columns of a table's primary key, with their own equality.
+
+CREATE OR REPLACE FUNCTION nv_embed.key_columns(relation regclass)
+RETURNS TABLE (place bigint, column_name name, equals text)
+LANGUAGE sql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    -- The operator is the key index's own, written with its schema: '=' for citext, say, lives where the extension was put.
+    SELECT k.place, a.attname, format('OPERATOR(%I.%s)', n.nspname, o.oprname)
+    FROM pg_index AS i
+    CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) WITH ORDINALITY AS k (attnum, opclass, place)
+    JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+    JOIN pg_opclass AS c ON c.oid = k.opclass
+    JOIN pg_amop AS m
+        ON m.amopfamily = c.opcfamily AND m.amoplefttype = c.opcintype AND m.amoprighttype = c.opcintype AND m.amopstrategy = 3
+    JOIN pg_operator AS o ON o.oid = m.amopopr
+    JOIN pg_namespace AS n ON n.oid = o.oprnamespace
+    WHERE i.indrelid = relation AND i.indisprimary AND k.place <= i.indnkeyatts;
+END;
+
+COMMENT ON FUNCTION nv_embed.key_columns(regclass) IS 'Columns of the primary key in order, each with the operator that compares it.';

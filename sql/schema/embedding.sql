@@ -1,0 +1,58 @@
+-- embedding and generation: what is declared, and which model made the vectors.
+--
+-- Declarations are as public as pg_class: anybody may read them, and a row may be written by whoever owns the table that it names. Row-level security
+-- says so once, and the functions that write here need no rights of their own.
+
+CREATE TABLE nv_embed.embedding (
+    id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    relation regclass NOT NULL,
+    target   name NOT NULL,
+    source   text NOT NULL,
+    mode     text NOT NULL CHECK (mode IN ('sync')),
+    truncate text NOT NULL CHECK (truncate IN ('NONE', 'START', 'END')),
+    UNIQUE (relation, target)
+);
+
+COMMENT ON TABLE nv_embed.embedding IS 'Declarations: this table, these source columns, this target column.';
+COMMENT ON COLUMN nv_embed.embedding.source IS 'Template over the table''s columns, {title}: {body}; a doubled brace is a brace.';
+
+CREATE TABLE nv_embed.generation (
+    id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    embedding bigint NOT NULL REFERENCES nv_embed.embedding ON DELETE CASCADE,
+    model     text NOT NULL,
+    revision  text NOT NULL,
+    dim       int NOT NULL CHECK (dim > 0),
+    storage   text NOT NULL CHECK (storage IN ('vector', 'halfvec')),
+    target    name NOT NULL,
+    state     text NOT NULL DEFAULT 'live' CHECK (state IN ('live'))
+);
+
+COMMENT ON TABLE nv_embed.generation IS 'One embedding''s vectors by one model at one dimension and storage type; exactly one is live.';
+COMMENT ON COLUMN nv_embed.generation.revision IS 'A sidecar that serves another revision is refused, so that two models never share a column.';
+COMMENT ON COLUMN nv_embed.generation.target IS 'The column that holds this generation''s vectors.';
+
+CREATE UNIQUE INDEX generation_live ON nv_embed.generation (embedding) WHERE state = 'live';
+CREATE INDEX generation_embedding ON nv_embed.generation (embedding);
+
+-- Whether the current role owns a table, directly or through a role that it is a member of.
+CREATE FUNCTION nv_embed.owns(relation regclass) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+RETURN (SELECT pg_catalog.pg_has_role(c.relowner, 'USAGE') FROM pg_catalog.pg_class AS c WHERE c.oid = relation);
+
+COMMENT ON FUNCTION nv_embed.owns(regclass) IS 'Whether the current role owns this table.';
+
+ALTER TABLE nv_embed.embedding ENABLE ROW LEVEL SECURITY;
+CREATE POLICY readable ON nv_embed.embedding FOR SELECT USING (true);
+-- NULL is a table that was dropped: whoever meets its declaration may clear it away.
+CREATE POLICY written_by_owner ON nv_embed.embedding USING (nv_embed.owns(relation) IS NOT FALSE) WITH CHECK (nv_embed.owns(relation));
+
+ALTER TABLE nv_embed.generation ENABLE ROW LEVEL SECURITY;
+CREATE POLICY readable ON nv_embed.generation FOR SELECT USING (true);
+CREATE POLICY written_by_owner ON nv_embed.generation
+    USING (EXISTS (SELECT FROM nv_embed.embedding AS e WHERE e.id = generation.embedding AND nv_embed.owns(e.relation)));
+
+GRANT SELECT, INSERT, UPDATE, DELETE ON nv_embed.embedding, nv_embed.generation TO PUBLIC;
+
+SELECT pg_catalog.pg_extension_config_dump('nv_embed.embedding', '');
+SELECT pg_catalog.pg_extension_config_dump('nv_embed.generation', '');

@@ -1,0 +1,18 @@
+-- settings: where the sidecar is.
+--
+-- A table that only its owner can read, and not a GUC: any user can set a GUC, and would send everybody's texts elsewhere. It is not part of a dump:
+-- a copy of the database restored elsewhere must not talk to this one's sidecar.
+
+CREATE TABLE nv_embed.settings (
+    only_row  boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    endpoint  text,
+    timeout_s real NOT NULL DEFAULT 60 CHECK (timeout_s > 0 AND timeout_s <= 3600)
+);
+
+COMMENT ON TABLE nv_embed.settings IS 'Where the sidecar is; changed by nv_embed.configure(), read by its owner only.';
+COMMENT ON COLUMN nv_embed.settings.endpoint IS 'host:port or unix:/path; NULL until configured.';
+COMMENT ON COLUMN nv_embed.settings.timeout_s IS 'Seconds to wait for the answer to one page of texts.';
+
+REVOKE ALL ON nv_embed.settings FROM PUBLIC;
+
+INSERT INTO nv_embed.settings DEFAULT VALUES;
