@@ -1,0 +1,58 @@
+# nv_embed: one word for each thing that people do here. `make` alone prints this file's ## comments.
+
+SHELL := /bin/bash
+bin   := .venv/bin
+proto := nv_embed/proto/nv_embed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-system demo up down test check proto proto-check bench lock clean
+
+help: ## Say what can be done
+	@echo 'make TARGET, with TARGET one of:'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@printf '%s\n' '' 'Variables for setup: PYTHON=/path  PG_MAJOR=17  TORCH=debian|cpu|cuda  TORCH_INDEX_URL=index with torch for the CPU' \
+	    'Variables for test:  ARGS="what pytest takes"'
+
+setup: ## Install what is missing: Debian packages (as root), pgvector, the extension, .venv
+	@setup/setup.sh
+
+setup-system: ## Debian packages only: the part of set-up that needs root
+	@setup/setup.sh system
+
+demo: setup ## From nothing to a search by meaning, on the documentation of Python
+	@$(bin)/nv-embed demo
+
+up: setup ## Start a private Postgres and a sidecar; `.venv/bin/nv-embed dsn` prints the URL
+	@$(bin)/nv-embed up
+
+down: ## Stop them
+	@if [ -x $(bin)/nv-embed ]; then $(bin)/nv-embed down; else echo 'nothing was set up here, so nothing runs'; fi
+
+test: setup ## All tests, on a real Postgres and a real sidecar
+	@$(bin)/python -m pytest $(ARGS)
+
+check: setup proto-check ## Style, types, layers, scripts: what is checked without running
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/mypy
+	$(bin)/lint-imports
+	@if command -v shellcheck >/dev/null; then shellcheck -x setup/setup.sh setup/lock.sh; else echo 'shellcheck is not installed: scripts not checked'; fi
+
+generate = $(bin)/python -m grpc_tools.protoc -I. --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(proto).proto
+
+proto: setup ## Write the Python code of the protocol anew from its .proto file
+	@$(call generate,.)
+
+proto-check: setup
+	@mkdir -p build/proto && $(call generate,build/proto)
+	@for file in $(proto)_pb2.py $(proto)_pb2.pyi $(proto)_pb2_grpc.py; do \
+	    cmp -s $$file build/proto/$$file || { echo "$$file is not what $(proto).proto says: run make proto" >&2; exit 1; }; done
+
+bench: setup ## Benchmarks: each prints its ratio
+	@for benchmark in bench/*.py; do echo "== $$benchmark"; $(bin)/python $$benchmark || exit 1; done
+
+lock: ## Pin the newest versions that pyproject.toml allows in constraints.txt
+	@setup/lock.sh
+
+clean: down ## Remove what was built here; `make setup` brings it back
+	@rm -rf .venv build "$$(/usr/bin/python3 -m nv_embed.home)"

@@ -1,0 +1,45 @@
+# shellcheck shell=bash
+# The virtual environment: every package at the version that constraints.txt names.
+#
+# constraints.txt is the whole set, so nothing is resolved here: the same packages on every machine. PyTorch is apart, because which of its builds is
+# right depends on the machine (torch.sh).
+
+readonly venv=.venv
+
+# All that decides what is in it. Of pyproject.toml, what pip reads.
+venv_contents() {
+  "$python" -VV
+  "$python" -c 'import tomllib; whole = tomllib.load(open("pyproject.toml", "rb")); print(whole["build-system"], whole["project"], whole["tool"]["setuptools"])'
+  cat constraints.txt setup/venv.sh setup/torch.sh
+}
+
+venv_is_current() {
+  [ "$(cat "$venv/.contents" 2>/dev/null)" = "$(venv_contents | sha256sum)" ] && torch_is_as_asked
+}
+
+make_venv() {
+  if venv_is_current; then return; fi
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$python is $("$python" -V): 3.11 or newer is needed" "Name another one: make setup PYTHON=/path/to/python3.11"
+  rm -f "$venv/.contents"
+  if [ ! -x "$venv/bin/python" ] || [ "$("$venv/bin/python" -VV 2>/dev/null)" != "$("$python" -VV)" ]; then
+    [ ! -e "$venv" ] || say "making $venv again for $("$python" -V)"
+    quietly venv "$python" -m venv --clear "$venv" || fail "$python cannot make a virtual environment" "Is its package python3-venv installed?"
+  fi
+  say "installing $(grep -c == constraints.txt) Python packages into $venv, as constraints.txt pins them"
+  pip install "$(pinned pip)" "$(pinned setuptools)" || fail "pip could not be installed"
+  install_torch
+  grep -v '^torch==' constraints.txt >"$venv/.requirements"
+  pip install --no-deps --prefer-binary -r "$venv/.requirements" || fail "the Python packages could not be installed" "All of what pip said: $log_dir/venv.log"
+  pip install --no-deps --no-build-isolation -e . || fail "nv_embed itself could not be installed into $venv"
+  venv_contents | sha256sum >"$venv/.contents"
+  say "$venv is ready: $("$venv/bin/python" -V), torch $("$venv/bin/python" -c 'import importlib.metadata as m; print(m.version("torch"))')"
+}
+
+# pip ARGUMENT…: the environment's own, without byte-compiling what may never be imported.
+pip() {
+  local verb=$1
+  shift
+  quietly venv "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$verb" --no-compile --progress-bar off "$@"
+}
+
+pinned() { grep "^$1==" constraints.txt; }
