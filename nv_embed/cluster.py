@@ -19,6 +19,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,8 @@ class Cluster:
         port = port or free_port()
         while True:
             written = self.log.stat().st_size
-            started = self._pg_ctl("start", "-l", str(self.log), "-o", self._options(port))
+            arguments = ("-D", str(self.data_dir), "-l", str(self.log), "-o", self._options(port))
+            started = _run("pg_ctl", "start", "-w", "-t", str(START_TIMEOUT_S), *arguments)
             if started.returncode == 0:
                 return self._wait_until_ready()
             said = self.log.read_bytes()[written:].decode(errors="replace")
@@ -159,13 +161,14 @@ class Cluster:
         Raises:
             ClusterFailed, NotSetUp
         """
-        if self.running() is None:
+        postmaster = self.running()
+        if postmaster is None:
             return False
-        for mode in ("fast", "immediate"):
-            if self._pg_ctl("stop", "-m", mode, timeout_s=STOP_TIMEOUT_S).returncode == 0:
+        # Signals rather than pg_ctl: a server can be stopped whose programs are gone. SIGINT is Postgres's fast shutdown, SIGQUIT its immediate one.
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
+            if self._signal_and_wait(postmaster.pid, number):
                 return True
-        self._kill()
-        return True
+        raise ClusterFailed(f"PostgreSQL, process {postmaster.pid}, does not end; see {self.log}")
 
     def delete(self) -> None:
         """Stop the server and remove its data and log."""
@@ -268,9 +271,6 @@ class Cluster:
         self.log.touch(mode=0o600)
         give_to_postgres(self.log)
 
-    def _pg_ctl(self, verb: str, *arguments: str, timeout_s: int = START_TIMEOUT_S) -> "subprocess.CompletedProcess[str]":
-        return _run("pg_ctl", verb, "-D", str(self.data_dir), "-w", "-t", str(timeout_s), *arguments)
-
     def _is_our_server(self, pid: int) -> bool:
         # A postmaster's working directory is its data directory.
         try:
@@ -287,16 +287,16 @@ class Cluster:
             return  # Postgres deals with the file of a process that is gone, and knows best whether its children still live.
         lock.unlink(missing_ok=True)
 
-    def _kill(self) -> None:
-        postmaster = self.running()
-        if postmaster is None:
-            return
-        os.kill(postmaster.pid, signal.SIGKILL)  # its children see that it is gone and end
+    def _signal_and_wait(self, pid: int, number: signal.Signals) -> bool:
+        """Send the signal; returns whether the server ended in time."""
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
         deadline = time.monotonic() + STOP_TIMEOUT_S
-        while self.running() is not None:
+        while self._is_our_server(pid):
             if time.monotonic() > deadline:
-                raise ClusterFailed(f"PostgreSQL, process {postmaster.pid}, does not end; see {self.log}")
-            time.sleep(0.05)
+                return False
+            time.sleep(0.02)
+        return True
 
     def _wait_until_ready(self) -> Postmaster:
         deadline = time.monotonic() + START_TIMEOUT_S
