@@ -17,7 +17,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import grpc
 import orjson
@@ -25,6 +26,7 @@ import orjson
 from nv_embed.client import Client
 from nv_embed.errors import EmbedError, InvalidInput, Unavailable
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 INTERRUPT_CHECK_S = 0.05
@@ -68,25 +70,47 @@ class BackendCaller:
                     answer.cancel()
 
 
+def reported_error(plpy: Any) -> type[Exception]:
+    """The class that Postgres reports. PL/Python prints a class by its name before the message: this one reads `nv_embed: …`."""
+    return type("nv_embed", (plpy.Error,), {"__module__": "builtins"})
+
+
+def reports(method: Callable[Concatenate["Session", P], R]) -> Callable[Concatenate["Session", P], R]:
+    """Let an error of the table reach Postgres with its SQLSTATE and hint, and without the frames it came through."""
+
+    @wraps(method)
+    def reporting(session: "Session", *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(session, *args, **kwargs)
+        except EmbedError as error:
+            found = error
+        raise session.as_postgres(found)
+
+    return reporting
+
+
 class Session:
     """What one database session keeps: the connection to the sidecar, and the last few query vectors."""
 
     def __init__(self, plpy: Any) -> None:
         self._plpy = plpy
+        self._error = reported_error(plpy)
         self._caller = BackendCaller(plpy)
         self._read_settings = plpy.prepare("SELECT endpoint, timeout_s FROM nv_embed.settings")
         self._settings: tuple[str, float] | None = None
         self._client: Client | None = None
         self._queries: OrderedDict[tuple[str, int | None, str | None, str | None], tuple[float, str]] = OrderedDict()
 
+    @reports
     def embed(
         self, text: str | None, dim: int | None, input_type: str | None, model: str | None, truncate: str | None, revision: str | None = None
     ) -> str | None:
         """One text's vector in text form; NULL for NULL."""
         if text is None:
             return None
-        return self.guarded(lambda: self._vectors([text], dim, input_type, model, truncate, revision)[0], numbered=False)
+        return self._vectors([text], dim, input_type, model, truncate, revision)[0]
 
+    @reports
     def embed_array(
         self,
         texts: Sequence[Any] | None,
@@ -99,56 +123,50 @@ class Session:
         """The vectors of an array of texts in text form, in its order; NULL for NULL."""
         if texts is None:
             return None
+        if any(isinstance(text, list) for text in texts):
+            raise InvalidInput("the array has more than one dimension", hint="give a one-dimensional array of texts")
+        places = [place for place, text in enumerate(texts) if text is not None]
+        result: list[str | None] = [None] * len(texts)
+        try:
+            found = self._vectors([texts[place] for place in places], dim, input_type, model, truncate, revision)
+        except EmbedError as error:
+            if error.position is not None:
+                error.message = f"text {places[error.position] + 1}: {error.message}"
+            raise
+        for place, vector in zip(places, found, strict=True):
+            result[place] = vector
+        return result
 
-        def vectors() -> list[str | None]:
-            if any(isinstance(text, list) for text in texts):
-                raise InvalidInput("the array has more than one dimension", hint="give a one-dimensional array of texts")
-            places = [place for place, text in enumerate(texts) if text is not None]
-            result: list[str | None] = [None] * len(texts)
-            try:
-                found = self._vectors([texts[place] for place in places], dim, input_type, model, truncate, revision)
-            except EmbedError as error:
-                error.position = None if error.position is None else places[error.position]
-                raise
-            for place, vector in zip(places, found, strict=True):
-                result[place] = vector
-            return result
-
-        return self.guarded(vectors)
-
+    @reports
     def embed_query(self, query: str | None, dim: int | None, model: str | None, revision: str | None = None) -> str | None:
         """A query's vector in text form, ahead of bulk work; asked again within `QUERY_CACHE_S` it is not sent again."""
         if query is None:
             return None
-        return self.guarded(lambda: self._query_vector((query, dim, model, revision)), numbered=False)
+        return self._query_vector((query, dim, model, revision))
 
+    @reports
     def identify(self, dim: int | None, model: str | None) -> tuple[int, str, str]:
         """Dimension, model and revision that answer for this `dim` and `model`, found out by embedding a word."""
+        page = next(self._connect().embed_pages(["probe"], dim=dim, model=model, interactive=True))
+        return page.dim, page.model, page.revision
 
-        def identity() -> tuple[int, str, str]:
-            page = next(self._connect().embed_pages(["probe"], dim=dim, model=model, interactive=True))
-            return page.dim, page.model, page.revision
-
-        return self.guarded(identity, numbered=False)
-
+    @reports
     def count_tokens(self, text: str | None, model: str | None) -> int | None:
         if text is None:
             return None
-        return self.guarded(lambda: self._connect().count_tokens([text], model=model)[0], numbered=False)
+        return self._connect().count_tokens([text], model=model)[0]
 
+    @reports
     def chunk(self, text: str | None, max_tokens: int | None, overlap: int | None, model: str | None) -> list[tuple[int, int, int, str]]:
         """Rows of (seq, start_char, end_char, content), both counted from 0, `end_char` exclusive."""
         if text is None:
             return []
+        if max_tokens is None:
+            raise InvalidInput("max_tokens is null", hint="say how many tokens a piece may have")
+        pieces = self._connect().chunk(text, max_tokens, overlap=overlap or 0, model=model)
+        return [(seq, piece.start_char, piece.end_char, text[piece.start_char : piece.end_char]) for seq, piece in enumerate(pieces)]
 
-        def rows() -> list[tuple[int, int, int, str]]:
-            if max_tokens is None:
-                raise InvalidInput("max_tokens is null", hint="say how many tokens a piece may have")
-            pieces = self._connect().chunk(text, max_tokens, overlap=overlap or 0, model=model)
-            return [(seq, piece.start_char, piece.end_char, text[piece.start_char : piece.end_char]) for seq, piece in enumerate(pieces)]
-
-        return self.guarded(rows, numbered=False)
-
+    @reports
     def models(self) -> list[dict[str, Any]]:
         """One row a model, the sidecar's default first."""
         return [
@@ -166,7 +184,7 @@ class Session:
                 "precision": model.precision,
                 "is_default": position == 0,
             }
-            for position, model in enumerate(self.guarded(lambda: self._connect().list_models()))
+            for position, model in enumerate(self._connect().list_models())
         ]
 
     def health(self) -> tuple[bool, str, float | None]:
@@ -178,17 +196,11 @@ class Session:
             return False, str(error), None
         return status == "SERVING", status, (time.monotonic() - begun) * 1000
 
-    def guarded(self, work: Callable[[], R], *, numbered: bool = True) -> R:
-        """Do the work, and turn an error of the table into a Postgres error with its SQLSTATE."""
-        try:
-            return work()
-        except EmbedError as error:
-            self._raise(error, numbered)
-
-    def _raise(self, error: EmbedError, numbered: bool) -> NoReturn:
-        position = f"text {error.position + 1}: " if numbered and error.position is not None else ""
-        self._plpy.error(position + error.message, hint=error.hint or None, sqlstate=error.sqlstate)
-        raise AssertionError("plpy.error returned")
+    def as_postgres(self, error: EmbedError) -> Exception:
+        """The error as PL/Python hands it on."""
+        reported = self._error(error.message)
+        reported.__dict__.update(sqlstate=error.sqlstate, hint=error.hint or None, detail=None)
+        return reported
 
     def _connect(self) -> Client:
         """The client for the configured endpoint; another one after `nv_embed.configure` was called."""

@@ -226,11 +226,11 @@ CREATE OR REPLACE FUNCTION nv_embed.refresh(relation regclass, target name DEFAU
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    awaiting bigint;
-    embedded bigint;
+    id CONSTANT bigint := (nv_embed.find_embedding(relation, target)).id;
+    pages refcursor;
 BEGIN
-    EXECUTE nv_embed.fill_sql((nv_embed.find_embedding(relation, target)).id, 'refresh') INTO awaiting, embedded USING NULL::bigint;
-    RETURN embedded;
+    OPEN pages FOR EXECUTE nv_embed.pages_sql(id, 'refresh');
+    RETURN (SELECT f.embedded FROM nv_embed.fill(id, pages) AS f);
 END
 $$;
 

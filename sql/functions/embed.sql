@@ -64,7 +64,7 @@ COMMENT ON FUNCTION @extschema@.nv_embed_query(text, int, text)
 
 -- The two that embed for a generation: they also name the revision, and a sidecar that serves another one is refused.
 
-CREATE OR REPLACE FUNCTION nv_embed.embed_passages(input text[], dim int, model text, revision text, truncate text) RETURNS vector[]
+CREATE OR REPLACE FUNCTION nv_embed.embed_passages(input text[], dim int, model text, revision text, truncate text) RETURNS text[]
 LANGUAGE plpython3u STABLE SECURITY DEFINER PARALLEL UNSAFE COST 1000000
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -73,7 +73,7 @@ AS $$
     return GD["nv_embed"].embed_array(input, dim, "passage", model, truncate, revision)
 $$;
 
-COMMENT ON FUNCTION nv_embed.embed_passages(text[], int, text, text, text) IS 'nv_embed for the rows of one generation.';
+COMMENT ON FUNCTION nv_embed.embed_passages(text[], int, text, text, text) IS 'nv_embed for the rows of one generation, in text form, which both vector and halfvec read.';
 
 CREATE OR REPLACE FUNCTION nv_embed.embed_question(query text, dim int, model text, revision text) RETURNS vector
 LANGUAGE plpython3u STABLE SECURITY DEFINER PARALLEL UNSAFE COST 100000

@@ -1,42 +1,14 @@
--- fill: give rows their vectors, in one statement.
+-- fill: give rows their vectors.
 --
--- The statement collects the rows that await a vector, embeds them by pages of a thousand texts, and writes the vectors by primary key. It is built as
--- text, because tables and columns are the user's; it runs with the rights and the search_path of whoever wrote the rows, since their table may have
--- triggers of its own. Hence the division here: what builds a statement pins its search_path, what runs it is one line with every name qualified.
+-- A cursor hands out the rows that await a vector, by pages of a thousand; each page is embedded in one call and written in one statement by primary
+-- key. Both statements are built as text, because tables and columns are the user's, and run with the rights and the search_path of whoever wrote the
+-- rows, since their table may have triggers of its own. Hence the division here: what builds a statement pins its search_path; what runs one does not,
+-- and names everything with its schema.
 --
 -- Old and new rows of an UPDATE are paired by their order in the transition tables, not by key: the key itself may have changed.
 --
--- A vector is written only where the row still reads as it was embedded, so that a row changed by its own triggers, or by somebody else while
--- `refresh` was waiting for the sidecar, is left to the statement that changed it.
-
-CREATE OR REPLACE FUNCTION nv_embed.candidate_sql(event text, relation regclass, target name, source text) RETURNS text
-LANGUAGE plpgsql STABLE STRICT
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    keys CONSTANT text := (SELECT string_agg(format('n.%I AS k%s', k.column_name, k.place), ', ' ORDER BY k.place) FROM nv_embed.key_columns(relation) AS k);
-    picked CONSTANT text := format('%s, %s AS text, %s AS has_content', keys, nv_embed.rendered(source, 'n'), nv_embed.has_content(source, 'n'));
-BEGIN
-    RETURN CASE event
-        WHEN 'insert' THEN
-            format('SELECT %s FROM new_rows AS n WHERE n.%I IS NULL AND %s', picked, target, nv_embed.has_content(source, 'n'))
-        WHEN 'refresh' THEN
-            format('SELECT %s FROM %s AS n WHERE n.%I IS NULL AND %s', picked, nv_embed.qualified(relation), target, nv_embed.has_content(source, 'n'))
-        WHEN 'update' THEN
-            -- A target that changed in the same statement is a vector that its writer brought along.
-            format(
-                'SELECT %1$s'
-                ' FROM (SELECT pg_catalog.row_number() OVER () AS nv_embed_position, * FROM new_rows) AS n'
-                ' JOIN (SELECT pg_catalog.row_number() OVER () AS nv_embed_position, * FROM old_rows) AS o'
-                ' ON n.nv_embed_position OPERATOR(pg_catalog.=) o.nv_embed_position'
-                ' WHERE %2$s OPERATOR(pg_catalog.<>) %3$s AND ROW(n.%4$I) OPERATOR(pg_catalog.*=) ROW(o.%4$I)',
-                picked, nv_embed.rendered(source, 'n'), nv_embed.rendered(source, 'o'), target
-            )
-    END;
-END
-$$;
-
-COMMENT ON FUNCTION nv_embed.candidate_sql(text, regclass, name, text) IS 'A query: key, text and has_content of the rows that await a vector.';
+-- A vector is written only where the row still reads as it was embedded. A row that its own triggers rewrote, or that somebody else changed while
+-- `refresh` waited for the sidecar, is left to the statement that changed it.
 
 CREATE OR REPLACE FUNCTION nv_embed.qualified(relation regclass) RETURNS text
 LANGUAGE sql STABLE STRICT
@@ -56,51 +28,6 @@ RETURN (
 
 COMMENT ON FUNCTION nv_embed.type_sql(text, int) IS 'A column type of pgvector with its schema, for example public.halfvec(384).';
 
-CREATE OR REPLACE FUNCTION nv_embed.fill_sql(id bigint, event text) RETURNS text
-LANGUAGE plpgsql STABLE STRICT
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    e nv_embed.embedding;
-    g nv_embed.generation;
-    arrays text;
-    unnested text;
-    columns text;
-    matched text;
-BEGIN
-    SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id = fill_sql.id;
-    SELECT * INTO STRICT g FROM nv_embed.generation AS s WHERE s.embedding = fill_sql.id AND s.state = 'live';
-    PERFORM nv_embed.check_may_fill(e.relation, g.target);
-    SELECT string_agg(format('pg_catalog.array_agg(k%1$s) AS k%1$s', k.place), ', ' ORDER BY k.place),
-           string_agg(format('pg_catalog.unnest(p.k%s)', k.place), ', ' ORDER BY k.place),
-           string_agg(format('k%s', k.place), ', ' ORDER BY k.place),
-           string_agg(format('t.%I %s f.k%s', k.column_name, k.equals, k.place), ' AND ' ORDER BY k.place)
-    INTO arrays, unnested, columns, matched
-    FROM nv_embed.key_columns(e.relation) AS k;
-    -- LIMIT tells the planner how many rows there are, so that it finds them by the primary key's index and never reads the table for a few.
-    RETURN format(
-        'WITH candidate AS MATERIALIZED (%1$s),'
-        ' numbered AS (SELECT *, (pg_catalog.row_number() OVER () OPERATOR(pg_catalog.-) 1) OPERATOR(pg_catalog./) 1000 AS page FROM candidate),'
-        ' page AS MATERIALIZED ('
-        ' SELECT %2$s, pg_catalog.array_agg(text) AS text,'
-        ' nv_embed.embed_passages(pg_catalog.array_agg(CASE WHEN has_content THEN text END), %3$s, %4$L, %5$L, %6$L) AS vector'
-        ' FROM numbered GROUP BY page),'
-        ' written AS ('
-        ' UPDATE %7$s AS t SET %8$I = f.vector::%9$s'
-        ' FROM (SELECT f.* FROM page AS p, LATERAL ROWS FROM (%10$s, pg_catalog.unnest(p.text), pg_catalog.unnest(p.vector))'
-        ' AS f (%11$s, text, vector) LIMIT $1) AS f'
-        ' WHERE %12$s AND %13$s OPERATOR(pg_catalog.=) f.text RETURNING 1)'
-        ' SELECT (SELECT pg_catalog.count(*) FROM candidate), (SELECT pg_catalog.count(*) FROM written)',
-        nv_embed.candidate_sql(event, e.relation, g.target, e.source),
-        arrays, g.dim, g.model, g.revision, e.truncate,
-        nv_embed.qualified(e.relation), g.target, nv_embed.type_sql(g.storage, g.dim),
-        unnested, columns, matched, nv_embed.rendered(e.source, 't')
-    );
-END
-$$;
-
-COMMENT ON FUNCTION nv_embed.fill_sql(bigint, text) IS 'The statement that embeds what an insert, an update or a refresh left without a vector; it answers how many rows awaited one and how many got one.';
-
 CREATE OR REPLACE FUNCTION nv_embed.check_may_fill(relation regclass, target name) RETURNS void
 LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
@@ -110,7 +37,7 @@ BEGIN
         RAISE EXCEPTION 'column % of % holds its vectors and is gone', quote_ident(target), nv_embed.qualified(relation)
             USING ERRCODE = '42703', HINT = format('call nv_embed.drop_auto_embed(%L, %L), or bring the column back', nv_embed.qualified(relation), target);
     END IF;
-    IF NOT has_column_privilege(relation, target, 'UPDATE') THEN
+    IF NOT has_column_privilege(relation, target, 'UPDATE') OR NOT has_any_column_privilege(relation, 'SELECT') THEN
         RAISE EXCEPTION 'role % may not write the vectors of %', quote_ident(current_user), nv_embed.qualified(relation)
             USING ERRCODE = '42501', HINT = format('GRANT SELECT, UPDATE (%I) ON %s TO %I', target, nv_embed.qualified(relation), current_user);
     END IF;
@@ -118,6 +45,110 @@ END
 $$;
 
 COMMENT ON FUNCTION nv_embed.check_may_fill(regclass, name) IS 'Raises an error that says what to grant, before a model is asked.';
+
+-- candidates: from where the rows come, and which of them await a vector.
+CREATE OR REPLACE FUNCTION nv_embed.candidates_sql(e nv_embed.embedding, target name, event text) RETURNS text
+LANGUAGE sql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+RETURN CASE event
+    WHEN 'insert' THEN
+        format('new_rows AS n WHERE n.%I IS NULL AND %s', target, nv_embed.has_content(e.source, 'n'))
+    WHEN 'refresh' THEN
+        format('%s AS n WHERE n.%I IS NULL AND %s', nv_embed.qualified(e.relation), target, nv_embed.has_content(e.source, 'n'))
+    WHEN 'update' THEN
+        -- A target that changed in the same statement is a vector that its writer brought along.
+        format(
+            '(SELECT pg_catalog.row_number() OVER () AS nv_embed_place, * FROM new_rows) AS n'
+            ' JOIN (SELECT pg_catalog.row_number() OVER () AS nv_embed_place, * FROM old_rows) AS o'
+            ' ON n.nv_embed_place OPERATOR(pg_catalog.=) o.nv_embed_place'
+            ' WHERE %1$s OPERATOR(pg_catalog.<>) %2$s AND pg_catalog.record_image_eq(ROW(n.%3$I), ROW(o.%3$I))',
+            nv_embed.rendered(e.source, 'n'), nv_embed.rendered(e.source, 'o'), target
+        )
+END;
+
+COMMENT ON FUNCTION nv_embed.candidates_sql(nv_embed.embedding, name, text)
+    IS 'FROM and WHERE of the rows, as n, that an insert, an update or a refresh leaves to be embedded.';
+
+CREATE OR REPLACE FUNCTION nv_embed.pages_sql(id bigint, event text) RETURNS text
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e nv_embed.embedding;
+    g nv_embed.generation;
+    keys text;
+BEGIN
+    SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id = pages_sql.id;
+    SELECT * INTO STRICT g FROM nv_embed.generation AS s WHERE s.embedding = pages_sql.id AND s.state = 'live';
+    PERFORM nv_embed.check_may_fill(e.relation, g.target);
+    SELECT string_agg(format('n.%I::text', k.column_name), ', ' ORDER BY k.place) INTO keys FROM nv_embed.key_columns(e.relation) AS k;
+    -- Keys travel as text, so that one shape of page serves a key of any types.
+    RETURN format(
+        'SELECT pg_catalog.array_agg(keys) AS keys, pg_catalog.array_agg(text) AS texts,'
+        ' pg_catalog.array_agg(CASE WHEN has_content THEN text END) AS contents'
+        ' FROM (SELECT ARRAY[%s] AS keys, %s AS text, %s AS has_content,'
+        ' (pg_catalog.row_number() OVER () OPERATOR(pg_catalog.-) 1) OPERATOR(pg_catalog./) 1000 AS page FROM %s) AS candidate GROUP BY page',
+        keys, nv_embed.rendered(e.source, 'n'), nv_embed.has_content(e.source, 'n'), nv_embed.candidates_sql(e, g.target, event)
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.pages_sql(bigint, text)
+    IS 'A query: pages of rows to embed, with their keys, the texts they read, and those texts again but NULL for a row without content.';
+
+CREATE OR REPLACE FUNCTION nv_embed.write_sql(id bigint) RETURNS text
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e nv_embed.embedding;
+    g nv_embed.generation;
+    matched text;
+BEGIN
+    SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id = write_sql.id;
+    SELECT * INTO STRICT g FROM nv_embed.generation AS s WHERE s.embedding = write_sql.id AND s.state = 'live';
+    SELECT string_agg(format('t.%I %s ($1)[f.place][%s]::%s', k.column_name, k.equals, k.place, k.type), ' AND ' ORDER BY k.place)
+    INTO matched
+    FROM nv_embed.key_columns(e.relation) AS k;
+    -- LIMIT tells the planner how many rows there are, so that it finds a few by the primary key's index and does not read the table for them.
+    RETURN format(
+        'UPDATE %s AS t SET %I = f.vector::%s'
+        ' FROM (SELECT * FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3)) WITH ORDINALITY AS f (text, vector, place) LIMIT $4) AS f'
+        ' WHERE %s AND %s OPERATOR(pg_catalog.=) f.text',
+        nv_embed.qualified(e.relation), g.target, nv_embed.type_sql(g.storage, g.dim), matched, nv_embed.rendered(e.source, 't')
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.write_sql(bigint) IS 'A statement: write a page''s vectors; its parameters are keys, texts, vectors and their number.';
+
+CREATE OR REPLACE FUNCTION nv_embed.fill(id bigint, pages refcursor, OUT awaiting bigint, OUT embedded bigint)
+LANGUAGE plpgsql STRICT
+AS $$
+DECLARE
+    e nv_embed.embedding;
+    g nv_embed.generation;
+    page record;
+    written bigint;
+BEGIN
+    SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id OPERATOR(pg_catalog.=) fill.id;
+    SELECT * INTO STRICT g FROM nv_embed.generation AS s WHERE s.embedding OPERATOR(pg_catalog.=) fill.id AND s.state OPERATOR(pg_catalog.=) 'live';
+    awaiting := 0;
+    embedded := 0;
+    LOOP
+        FETCH pages INTO page;
+        EXIT WHEN NOT FOUND;
+        EXECUTE nv_embed.write_sql(id)
+        USING page.keys, page.texts, nv_embed.embed_passages(page.contents, g.dim, g.model, g.revision, e.truncate), pg_catalog.cardinality(page.texts);
+        GET DIAGNOSTICS written = ROW_COUNT;
+        awaiting := awaiting OPERATOR(pg_catalog.+) pg_catalog.cardinality(page.texts);
+        embedded := embedded OPERATOR(pg_catalog.+) written;
+    END LOOP;
+    CLOSE pages;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.fill(bigint, refcursor) IS 'Embeds the rows that a cursor over pages_sql hands out; how many awaited a vector, and how many got one.';
 
 CREATE OR REPLACE FUNCTION nv_embed.refuse_hidden_rows(relation regclass, hidden bigint) RETURNS void
 LANGUAGE plpgsql STABLE STRICT
@@ -137,17 +168,17 @@ CREATE OR REPLACE FUNCTION nv_embed.embed_written_rows() RETURNS trigger
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    written bigint;
-    awaiting bigint;
-    embedded bigint;
+    id CONSTANT bigint := TG_ARGV[0];
+    pages refcursor;
+    filled record;
 BEGIN
-    SELECT pg_catalog.count(*) INTO written FROM new_rows;
-    IF written OPERATOR(pg_catalog.=) 0 THEN
-        RETURN NULL;
-    END IF;
-    EXECUTE nv_embed.fill_sql(TG_ARGV[0]::bigint, pg_catalog.lower(TG_OP)) INTO awaiting, embedded USING written;
-    IF embedded OPERATOR(pg_catalog.<) awaiting AND pg_catalog.row_security_active(TG_RELID) THEN
-        PERFORM nv_embed.refuse_hidden_rows(TG_RELID, awaiting OPERATOR(pg_catalog.-) embedded);
+    IF EXISTS (SELECT FROM new_rows) THEN
+        -- Opened here, where the transition tables are.
+        OPEN pages FOR EXECUTE nv_embed.pages_sql(id, pg_catalog.lower(TG_OP));
+        SELECT f.awaiting, f.embedded INTO filled FROM nv_embed.fill(id, pages) AS f;
+        IF filled.embedded OPERATOR(pg_catalog.<) filled.awaiting AND pg_catalog.row_security_active(TG_RELID) THEN
+            PERFORM nv_embed.refuse_hidden_rows(TG_RELID, filled.awaiting OPERATOR(pg_catalog.-) filled.embedded);
+        END IF;
     END IF;
     RETURN NULL;
 END

@@ -1,12 +1,12 @@
--- key: the columns of a table's primary key, with their own equality.
+-- key: the columns of a table's primary key, with their types and their own equality.
 
 CREATE OR REPLACE FUNCTION nv_embed.key_columns(relation regclass)
-RETURNS TABLE (place bigint, column_name name, equals text)
+RETURNS TABLE (place bigint, column_name name, type text, equals text)
 LANGUAGE sql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     -- The operator is the key index's own, written with its schema: '=' for citext, say, lives where the extension was put.
-    SELECT k.place, a.attname, format('OPERATOR(%I.%s)', n.nspname, o.oprname)
+    SELECT k.place, a.attname, format_type(a.atttypid, a.atttypmod), format('OPERATOR(%I.%s)', n.nspname, o.oprname)
     FROM pg_index AS i
     CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) WITH ORDINALITY AS k (attnum, opclass, place)
     JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
@@ -18,4 +18,4 @@ BEGIN ATOMIC
     WHERE i.indrelid = relation AND i.indisprimary AND k.place <= i.indnkeyatts;
 END;
 
-COMMENT ON FUNCTION nv_embed.key_columns(regclass) IS 'Columns of the primary key in order, each with the operator that compares it.';
+COMMENT ON FUNCTION nv_embed.key_columns(regclass) IS 'Columns of the primary key in order, each with its type and the operator that compares it.';

@@ -4,7 +4,7 @@
 -- format('%I') and the text between them by format('%L'), so a template cannot smuggle anything in.
 
 CREATE OR REPLACE FUNCTION nv_embed.parse_template(source text)
-RETURNS TABLE (position int, column_name name, literal text)
+RETURNS TABLE (place int, column_name name, literal text)
 LANGUAGE plpgsql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$

@@ -1,0 +1,292 @@
+"""
+Auto-embedded columns, mode sync: the vector is there when the statement ends.
+"""
+
+import threading
+from collections.abc import Callable
+
+import psycopg
+import pytest
+from conftest import Connection
+from vectors import cosine, one, parsed
+
+from nv_embed.client import Client
+
+
+@pytest.fixture
+def docs(db: Connection) -> Connection:
+    db.execute("CREATE TABLE docs (id int PRIMARY KEY, title text, body text, views int DEFAULT 0)")
+    db.execute("SELECT nv_embed.auto_embed('docs', '{title}: {body}', dim => 384)")
+    return db
+
+
+def fresh(db: Connection, where: str = "true") -> int:
+    """How many rows hold the vector of just their text; fails on one that holds another's."""
+    rows = db.execute(f"SELECT id, embedding::text, nv_embed(concat(title, ': ', body), 384)::text FROM docs WHERE {where} AND embedding IS NOT NULL").fetchall()
+    for key, stored, expected in rows:
+        assert cosine(parsed(stored), parsed(expected)) > 0.9999, key
+    return len(rows)
+
+
+def test_inserted_rows_have_their_vectors_when_the_statement_ends(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs SELECT n, 'title ' || n, 'body of ' || n FROM generate_series(1, 50) AS n")
+    assert fresh(docs) == 50
+
+
+def test_a_column_of_the_right_type_is_added(docs: Connection) -> None:
+    assert one(docs, "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 'docs'::regclass AND attname = 'embedding'") == "halfvec(384)"
+
+
+def test_copy_embeds_its_rows(docs: Connection) -> None:
+    with docs.cursor().copy("COPY docs (id, title, body) FROM STDIN") as copy:
+        for n in range(1, 2501):
+            copy.write_row((n, f"title {n}", f"body {n % 7}"))
+    assert fresh(docs) == 2500
+
+
+def test_an_update_of_the_text_renews_the_vector(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'first'), (2, 'b', 'second')")
+    before = one(docs, "SELECT embedding::text FROM docs WHERE id = 1")
+    docs.execute("UPDATE docs SET body = 'quite another thing' WHERE id = 1")
+    assert one(docs, "SELECT embedding::text FROM docs WHERE id = 1") != before
+    assert fresh(docs) == 2
+
+
+def test_an_update_that_leaves_the_text_as_it_was_asks_nobody(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'first')")
+    docs.execute("SELECT nv_embed.configure('127.0.0.1:1')")
+    docs.execute("UPDATE docs SET views = views + 1")
+    docs.execute("UPDATE docs SET body = 'first'")
+    docs.execute("UPDATE docs SET id = 7")
+    assert one(docs, "SELECT count(*) FROM docs WHERE embedding IS NOT NULL") == 1
+
+
+def test_null_columns_read_as_empty_and_blank_rows_have_no_vector(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, NULL, 'body'), (2, NULL, NULL), (3, ' ', E'\\t\\n'), (4, '', '')")
+    assert docs.execute("SELECT id FROM docs WHERE embedding IS NOT NULL ORDER BY id").fetchall() == [(1,)]
+    assert fresh(docs) == 1
+
+
+def test_a_text_that_becomes_blank_loses_its_vector(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'first'), (2, 'b', 'second')")
+    docs.execute("UPDATE docs SET title = NULL, body = '' WHERE id = 1")
+    assert docs.execute("SELECT id FROM docs WHERE embedding IS NOT NULL").fetchall() == [(2,)]
+
+
+def test_a_row_that_brings_its_vector_is_left_alone(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs (id, title, body, embedding) VALUES (1, 'a', 'b', nv_embed('own', 384)::halfvec)")
+    docs.execute("UPDATE docs SET body = 'c', embedding = nv_embed('other', 384)::halfvec")
+    stored = parsed(one(docs, "SELECT embedding::text FROM docs"))
+    assert cosine(stored, parsed(one(docs, "SELECT nv_embed('other', 384)"))) > 0.9999
+
+
+def test_on_conflict_do_update_embeds_new_and_changed_rows(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'first'), (2, 'b', 'second')")
+    docs.execute(
+        "INSERT INTO docs VALUES (1, 'a', 'changed'), (2, 'b', 'second'), (3, 'c', 'new')"
+        " ON CONFLICT (id) DO UPDATE SET title = excluded.title, body = excluded.body"
+    )
+    assert fresh(docs) == 3
+
+
+def test_merge_embeds_new_and_changed_rows(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'first'), (2, 'b', 'second')")
+    docs.execute(
+        "MERGE INTO docs AS d USING (VALUES (1, 'changed'), (3, 'new')) AS s (id, body) ON d.id = s.id"
+        " WHEN MATCHED THEN UPDATE SET body = s.body WHEN NOT MATCHED THEN INSERT (id, body) VALUES (s.id, s.body)"
+    )
+    assert fresh(docs) == 3
+
+
+def test_keys_that_move_from_row_to_row_keep_each_vector_with_its_text(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'one'), (2, 'b', 'two'), (3, 'c', 'three')")
+    docs.execute("ALTER TABLE docs DROP CONSTRAINT docs_pkey, ADD PRIMARY KEY (id) DEFERRABLE INITIALLY DEFERRED")
+    # The new text of key 2 is what key 2 read before: paired by key, this row would seem unchanged.
+    docs.execute("UPDATE docs SET id = id %% 3 + 1, title = CASE id WHEN 1 THEN 'b' ELSE title END, body = CASE id WHEN 1 THEN 'two' ELSE body END", [])
+    assert fresh(docs) == 3
+
+
+def test_a_failing_sidecar_fails_the_statement_and_nothing_is_written(docs: Connection) -> None:
+    with docs.transaction():
+        docs.execute("SELECT nv_embed.configure('127.0.0.1:1')")
+        with pytest.raises(psycopg.Error) as raised, docs.transaction():
+            docs.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
+    assert raised.value.sqlstate == "58000"
+    assert one(docs, "SELECT count(*) FROM docs") == 0
+
+
+def test_an_overlong_text_fails_its_statement_whole(docs: Connection) -> None:
+    with pytest.raises(psycopg.Error) as raised, docs.transaction():
+        docs.execute("INSERT INTO docs VALUES (1, 'a', 'fine'), (2, 'b', repeat('word ', 9000))")
+    assert raised.value.sqlstate == "22023"
+    assert one(docs, "SELECT count(*) FROM docs") == 0
+
+
+def test_truncate_end_lets_overlong_texts_in(db: Connection) -> None:
+    db.execute("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    db.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384, truncate => 'END')")
+    db.execute("INSERT INTO docs VALUES (1, repeat('word ', 9000))")
+    assert one(db, "SELECT count(embedding) FROM docs") == 1
+
+
+def test_rows_that_a_table_already_has_are_embedded_at_the_declaration(db: Connection) -> None:
+    db.execute("CREATE TABLE docs (id int PRIMARY KEY, title text, body text)")
+    db.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 30) AS n")
+    db.execute("SELECT nv_embed.auto_embed('docs', '{title}: {body}', dim => 384)")
+    assert fresh(db) == 30
+
+
+def test_many_existing_rows_are_left_to_refresh(db: Connection) -> None:
+    notices: list[str] = []
+    db.add_notice_handler(lambda notice: notices.append(notice.message_hint or ""))
+    db.execute("CREATE TABLE docs (id int PRIMARY KEY, title text, body text)")
+    db.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 1001) AS n")
+    db.execute("SELECT nv_embed.auto_embed('docs', '{title}: {body}', dim => 384)")
+    assert one(db, "SELECT count(embedding) FROM docs") == 0
+    assert "SELECT nv_embed.refresh('public.docs', 'embedding') embeds them" in notices
+    assert one(db, "SELECT nv_embed.refresh('docs')") == 1001
+    assert one(db, "SELECT nv_embed.refresh('docs')") == 0
+    assert fresh(db) == 1001
+
+
+def test_a_column_of_the_right_type_is_adopted_with_its_vectors(db: Connection) -> None:
+    db.execute("CREATE TABLE docs (id int PRIMARY KEY, title text, body text, embedding halfvec(384))")
+    db.execute("INSERT INTO docs VALUES (1, 'a', 'b', nv_embed('own', 384)::halfvec), (2, 'a', 'b', NULL)")
+    db.execute("SELECT nv_embed.auto_embed('docs', '{title}: {body}', dim => 384)")
+    assert fresh(db, "id = 2") == 1
+    assert cosine(parsed(one(db, "SELECT embedding::text FROM docs WHERE id = 1")), parsed(one(db, "SELECT nv_embed('own', 384)"))) > 0.9999
+
+
+def test_composite_keys_of_several_types_find_their_rows(db: Connection) -> None:
+    db.execute("CREATE TYPE colour AS ENUM ('red', 'green')")
+    db.execute("CREATE DOMAIN code AS text CHECK (VALUE <> '')")
+    db.execute('CREATE TABLE "Odd ""Name" ("the Key" uuid, c colour, d code, "text {x}" text, PRIMARY KEY (c, "the Key", d))')
+    db.execute("""SELECT nv_embed.auto_embed('"Odd ""Name"', 'text {the Key} {c}: {d}', target => 'my "vectors"', dim => 384)""")
+    db.execute("""INSERT INTO "Odd ""Name" SELECT gen_random_uuid(), 'red', 'd' || n, 'x' FROM generate_series(1, 20) AS n""")
+    rows = db.execute(
+        """SELECT "my ""vectors"""::text, nv_embed(concat('text ', "the Key", ' ', c, ': ', d), 384)::text FROM "Odd ""Name" """
+    ).fetchall()
+    assert len(rows) == 20
+    assert all(cosine(parsed(stored), parsed(expected)) > 0.9999 for stored, expected in rows)
+
+
+def test_two_columns_of_a_table_can_be_embedded_apart(docs: Connection) -> None:
+    docs.execute("SELECT nv_embed.auto_embed('docs', '{title}', target => 'title_embedding', dim => 512, storage => 'vector')")
+    docs.execute("INSERT INTO docs VALUES (1, 'a title', 'a body')")
+    docs.execute("UPDATE docs SET body = 'another body'")
+    assert fresh(docs) == 1
+    stored = parsed(one(docs, "SELECT title_embedding::text FROM docs"))
+    assert cosine(stored, parsed(one(docs, "SELECT nv_embed('a title', 512)"))) > 1 - 1e-6
+
+
+def test_triggers_of_the_user_see_their_own_search_path(db: Connection) -> None:
+    db.execute("CREATE SCHEMA app; SET LOCAL search_path = app, public")
+    db.execute("CREATE TABLE docs (id int PRIMARY KEY, title text, body text, touched int DEFAULT 0)")
+    db.execute("CREATE FUNCTION bump(n int) RETURNS int LANGUAGE sql AS 'SELECT n + 1'")
+    db.execute("CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.touched := bump(OLD.touched); RETURN NEW; END $$")
+    db.execute("CREATE TRIGGER touch BEFORE UPDATE ON docs FOR EACH ROW EXECUTE FUNCTION touch()")
+    db.execute("SELECT nv_embed.auto_embed('docs', '{title}: {body}', dim => 384)")
+    db.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
+    assert fresh(db) == 1
+
+
+def test_a_text_that_a_trigger_rewrites_is_embedded_as_it_is_stored(db: Connection) -> None:
+    db.execute("CREATE TABLE docs (id int PRIMARY KEY, title text, body text)")
+    db.execute("CREATE FUNCTION rewrite() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN UPDATE docs SET body = 'rewritten' WHERE id = NEW.id; RETURN NULL; END $$")
+    db.execute("CREATE TRIGGER rewrite AFTER INSERT ON docs FOR EACH ROW EXECUTE FUNCTION rewrite()")
+    db.execute("SELECT nv_embed.auto_embed('docs', '{title}: {body}', dim => 384)")
+    db.execute("INSERT INTO docs VALUES (1, 'a', 'written')")
+    assert one(db, "SELECT body FROM docs") == "rewritten"
+    assert fresh(db) == 1
+
+
+def test_partitioned_tables_are_embedded_through_the_parent(db: Connection) -> None:
+    db.execute("CREATE TABLE docs (id int PRIMARY KEY, title text, body text) PARTITION BY RANGE (id)")
+    db.execute("CREATE TABLE docs_1 PARTITION OF docs FOR VALUES FROM (0) TO (10)")
+    db.execute("CREATE TABLE docs_2 PARTITION OF docs FOR VALUES FROM (10) TO (20)")
+    db.execute("SELECT nv_embed.auto_embed('docs', '{title}: {body}', dim => 384)")
+    db.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(0, 19) AS n")
+    db.execute("UPDATE docs SET id = 19 - id, body = CASE WHEN id < 5 THEN 'moved ' || id ELSE body END WHERE id < 0")
+    db.execute("DELETE FROM docs WHERE id = 15; UPDATE docs SET id = 15, body = 'moved' WHERE id = 3")
+    assert fresh(db) == 19
+
+
+def test_dropping_the_declaration_keeps_the_vectors_unless_told_otherwise(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
+    docs.execute("SELECT nv_embed.drop_auto_embed('docs')")
+    docs.execute("INSERT INTO docs VALUES (2, 'c', 'd')")
+    assert docs.execute("SELECT id FROM docs WHERE embedding IS NOT NULL").fetchall() == [(1,)]
+    docs.execute("SELECT nv_embed.auto_embed('docs', '{title}: {body}', dim => 384)")
+    assert fresh(docs) == 2
+    docs.execute("SELECT nv_embed.drop_auto_embed('docs', keep_vectors => false)")
+    assert one(docs, "SELECT count(*) FROM pg_attribute WHERE attrelid = 'docs'::regclass AND attname = 'embedding'") == 0
+    assert one(docs, "SELECT count(*) FROM nv_embed.generation") == 0
+
+
+@pytest.mark.parametrize(
+    ("setup", "call", "sqlstate", "says"),
+    [
+        ("CREATE TABLE t (body text)", "'t', '{body}'", "42P16", "no primary key"),
+        ("CREATE VIEW t AS SELECT 1 AS id, 'x' AS body", "'t', '{body}'", "42809", "not a table"),
+        ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', '{bodi}'", "42703", "no column bodi"),
+        ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', 'body'", "22023", "names no column"),
+        ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', '{body'", "22023", "single brace"),
+        ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', NULL", "22004", "source is null"),
+        ("CREATE TABLE t (id int PRIMARY KEY, body text)", "NULL, '{body}'", "22004", "relation is null"),
+        ("CREATE TABLE t (id int PRIMARY KEY, embedding text)", "'t', '{embedding}'", "22023", "also a source"),
+        ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', '{body}', dim => 100", "22023", "100"),
+        ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', '{body}', model => 'gpt-9'", "42704", "gpt-9"),
+        ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', '{body}', mode => 'later'", "22023", "mode 'later' is unknown"),
+        ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', '{body}', mode => 'async'", "0A000", "not available"),
+        ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', '{body}', storage => 'bit'", "22023", "storage 'bit' is unknown"),
+        ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', '{body}', truncate => 'MIDDLE'", "22023", "truncate 'MIDDLE' is unknown"),
+        ("CREATE TABLE t (id int PRIMARY KEY, body text, embedding text)", "'t', '{body}'", "42804", "is a pg_catalog.text"),
+        ("CREATE TABLE t (id int PRIMARY KEY, body text, embedding halfvec(512))", "'t', '{body}', dim => 384", "42804", "halfvec(512)"),
+        ("CREATE TABLE t (id int[] PRIMARY KEY, body text)", "'t', '{body}'", "0A000", "contains an array"),
+    ],
+)
+def test_a_declaration_that_cannot_work_is_refused_with_a_reason(db: Connection, setup: str, call: str, sqlstate: str, says: str) -> None:
+    db.execute(setup)
+    with pytest.raises(psycopg.Error) as raised, db.transaction():
+        db.execute(f"SELECT nv_embed.auto_embed({call})")
+    assert raised.value.sqlstate == sqlstate
+    assert says in (raised.value.diag.message_primary or "")
+    assert one(db, "SELECT count(*) FROM nv_embed.embedding") == 0
+
+
+def test_a_second_declaration_of_the_same_target_is_refused(docs: Connection) -> None:
+    with pytest.raises(psycopg.Error) as raised:
+        docs.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384)")
+    assert raised.value.sqlstate == "42710"
+
+
+def test_braces_in_a_template_are_doubled(db: Connection) -> None:
+    db.execute("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    db.execute("SELECT nv_embed.auto_embed('docs', '{{{body}}} 100%% it''s', dim => 384)", [])
+    db.execute("INSERT INTO docs VALUES (1, 'x')")
+    assert cosine(parsed(one(db, "SELECT embedding::text FROM docs")), parsed(one(db, "SELECT nv_embed('{x} 100%% it''s', 384)", []))) > 0.9999
+
+
+def test_a_column_that_is_gone_is_named_in_the_error(docs: Connection) -> None:
+    docs.execute("ALTER TABLE docs DROP COLUMN embedding")
+    with pytest.raises(psycopg.Error) as raised:
+        docs.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
+    assert raised.value.sqlstate == "42703"
+    assert "drop_auto_embed" in (raised.value.diag.message_hint or "")
+
+
+def test_a_concurrent_change_during_refresh_never_gets_the_old_texts_vector(connect: Callable[..., Connection], client: Client) -> None:
+    first, second = connect(), connect()
+    first.execute("CREATE TABLE docs (id int PRIMARY KEY, title text, body text, embedding halfvec(384))")
+    first.execute("INSERT INTO docs SELECT n, 't', 'old ' || n FROM generate_series(1, 1500) AS n")
+    first.execute("SELECT nv_embed.auto_embed('docs', '{title}: {body}', dim => 384)")
+    # The second session changes a row and holds it; refresh has read the old text and waits for the row.
+    second.execute("BEGIN; UPDATE docs SET body = 'new' WHERE id = 700")
+    with connect().cursor() as waiting:
+        done = threading.Thread(target=waiting.execute, args=["SELECT nv_embed.refresh('docs')"])
+        done.start()
+        while not one(first, "SELECT count(*) FROM pg_locks WHERE NOT granted"):
+            pass
+        second.execute("COMMIT")
+        done.join()
+    assert fresh(first) == 1500

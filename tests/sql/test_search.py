@@ -1,0 +1,115 @@
+"""
+nv_search(): rows by meaning, with the caller's rights.
+"""
+
+from collections.abc import Callable
+
+import psycopg
+import pytest
+from conftest import Connection
+from vectors import one
+
+TEXTS = {
+    1: "the dynamo was built by a clever instrument maker",
+    2: "bread rises because yeast makes gas",
+    3: "a violin has four strings",
+    4: "yeast and flour and water",
+}
+
+
+@pytest.fixture
+def docs(db: Connection) -> Connection:
+    db.execute("CREATE TABLE docs (id int PRIMARY KEY, body text, lang text DEFAULT 'en')")
+    db.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384)")
+    for key, body in TEXTS.items():
+        db.execute("INSERT INTO docs (id, body) VALUES (%s, %s)", [key, body])
+    return db
+
+
+def test_the_nearest_row_comes_first_with_its_cosine_similarity(docs: Connection) -> None:
+    rows = docs.execute("SELECT (hit).id, (hit).body, score FROM nv_search(NULL::docs, 'who built the first dynamo?', k => 2)").fetchall()
+    assert rows[0][:2] == (1, TEXTS[1])
+    assert rows[0][2] > rows[1][2]
+    expected = one(docs, "SELECT 1 - (embedding <=> nv_embed_query('who built the first dynamo?', 384)::halfvec) FROM docs WHERE id = 1")
+    assert rows[0][2] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_vector_can_be_searched_by_too(docs: Connection) -> None:
+    rows = docs.execute("SELECT (hit).id FROM nv_search(NULL::docs, nv_embed_query('yeast', 384), k => 2)").fetchall()
+    assert {key for (key,) in rows} == {2, 4}
+
+
+def test_a_filter_keeps_k_rows_that_pass_it(docs: Connection) -> None:
+    docs.execute("UPDATE docs SET lang = 'de' WHERE id IN (3, 4)")
+    rows = docs.execute("SELECT (hit).id FROM nv_search(NULL::docs, 'yeast', k => 2, filter => $$lang = 'de' -- only german$$)").fetchall()
+    assert [key for (key,) in rows] == [4, 3]
+
+
+def test_rows_without_a_vector_are_never_found(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (5, '')")
+    assert one(docs, "SELECT count(*) FROM nv_search(NULL::docs, 'yeast', k => 100)") == 4
+
+
+def test_k_of_zero_finds_nothing_and_an_empty_table_is_fine(docs: Connection) -> None:
+    assert one(docs, "SELECT count(*) FROM nv_search(NULL::docs, 'yeast', k => 0)") == 0
+    docs.execute("TRUNCATE docs")
+    assert one(docs, "SELECT count(*) FROM nv_search(NULL::docs, 'yeast')") == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "sqlstate", "says"),
+    [
+        ("nv_search(NULL::docs, 'x', k => -1)", "22023", "k is -1"),
+        ("nv_search(NULL::docs, 'x', k => NULL)", "22023", "k is null"),
+        ("nv_search(NULL::int, 'x')", "22023", "needs a row of a table"),
+        ("nv_search(NULL::docs, 'x', target => 'other')", "42704", "not auto-embedded"),
+        ("nv_search(NULL::plain, 'x')", "42704", "not auto-embedded"),
+        ("nv_search(NULL::docs, 'x', dim => 128)", "0A000", "holds 384 dimensions, not 128"),
+        ("nv_search(NULL::docs, '[1,2,3]'::vector)", "22000", "expected 384 dimensions"),
+    ],
+)
+def test_a_search_that_cannot_work_says_why(docs: Connection, call: str, sqlstate: str, says: str) -> None:
+    docs.execute("CREATE TABLE plain (id int)")
+    with pytest.raises(psycopg.Error) as raised:
+        docs.execute(f"SELECT * FROM {call}")
+    assert raised.value.sqlstate == sqlstate
+    assert says in str(raised.value)
+
+
+def test_an_index_of_the_users_is_used(docs: Connection) -> None:
+    docs.execute("CREATE INDEX docs_hnsw ON docs USING hnsw (embedding halfvec_cosine_ops)")
+    docs.execute("SET LOCAL enable_seqscan = off")
+    statement = one(docs, "SELECT nv_embed.search_sql('docs', 'embedding', 3, NULL, NULL)")
+    vector = one(docs, "SELECT nv_embed_query('yeast', 384)::text")
+    plan = docs.execute("EXPLAIN " + statement.replace("$1", f"'{vector}'")).fetchall()
+    assert any("docs_hnsw" in line for (line,) in plan)
+
+
+def test_search_and_filter_have_the_callers_rights_only(connect: Callable[..., Connection]) -> None:
+    owner, caller = connect(), connect("app")
+    owner.execute("CREATE TABLE docs (id int PRIMARY KEY, body text); CREATE TABLE secret (x int)")
+    owner.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384)")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        caller.execute("SELECT * FROM nv_search(NULL::docs, 'x')")
+    owner.execute("GRANT SELECT ON docs TO app")
+    assert caller.execute("SELECT * FROM nv_search(NULL::docs, 'x')").fetchall() == []
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        caller.execute("SELECT * FROM nv_search(NULL::docs, 'x', filter => 'EXISTS (SELECT FROM secret)')")
+
+
+def test_row_level_security_holds_in_search(connect: Callable[..., Connection]) -> None:
+    owner, caller = connect(), connect("app")
+    owner.execute("CREATE TABLE docs (id int PRIMARY KEY, body text, tenant text); GRANT SELECT ON docs TO app")
+    owner.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384)")
+    owner.execute("INSERT INTO docs VALUES (1, 'yeast', 'app'), (2, 'yeast', 'other')")
+    owner.execute("ALTER TABLE docs ENABLE ROW LEVEL SECURITY; CREATE POLICY own ON docs USING (tenant = current_user)")
+    assert caller.execute("SELECT (hit).id FROM nv_search(NULL::docs, 'yeast')").fetchall() == [(1,)]
+
+
+def test_another_revision_of_the_model_is_refused(docs: Connection) -> None:
+    docs.execute("UPDATE nv_embed.generation SET revision = 'another'")
+    for statement in ("SELECT * FROM nv_search(NULL::docs, 'x')", "INSERT INTO docs VALUES (9, 'text')"):
+        with pytest.raises(psycopg.Error) as raised, docs.transaction():
+            docs.execute(statement)
+        assert raised.value.sqlstate == "42704"
+        assert "another" in str(raised.value)

@@ -1,0 +1,152 @@
+"""
+What an ordinary role may do, and what it may not.
+"""
+
+from collections.abc import Callable
+
+import psycopg
+import pytest
+from conftest import Connection
+from vectors import one
+
+
+@pytest.fixture
+def app(connect: Callable[..., Connection]) -> Connection:
+    return connect("app")
+
+
+def test_an_ordinary_role_can_embed_search_and_declare(app: Connection) -> None:
+    assert one(app, "SELECT vector_dims(nv_embed('hello', 384))") == 384
+    assert one(app, "SELECT nv_count_tokens('hello')") > 0
+    assert one(app, "SELECT serving FROM nv_embed.health()") is True
+    app.execute("CREATE TABLE own (id int PRIMARY KEY, body text)")
+    app.execute("SELECT nv_embed.auto_embed('own', '{body}', dim => 384)")
+    app.execute("INSERT INTO own VALUES (1, 'hello')")
+    assert app.execute("SELECT (hit).id FROM nv_search(NULL::own, 'hello')").fetchall() == [(1,)]
+    app.execute("SELECT nv_embed.drop_auto_embed('own')")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT * FROM nv_embed.settings",
+        "UPDATE nv_embed.settings SET endpoint = '127.0.0.1:1'",
+        "DELETE FROM nv_embed.settings",
+        "SELECT nv_embed.configure('127.0.0.1:1')",
+        "SELECT nv_embed.start_session()",
+        "COPY nv_embed.settings TO STDOUT",
+        "CREATE FUNCTION nv_embed.evil() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "CREATE FUNCTION evil() RETURNS int LANGUAGE plpython3u AS 'return 1'",
+        "ALTER FUNCTION nv_embed(text, int, text, text, text) SET search_path = public",
+        "TRUNCATE nv_embed.embedding CASCADE",
+    ],
+)
+def test_an_ordinary_role_cannot_read_or_change_where_texts_go(app: Connection, statement: str) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        app.execute(statement)
+
+
+def test_no_setting_holds_or_moves_the_endpoint(app: Connection, connect: Callable[..., Connection]) -> None:
+    endpoint = one(connect(), "SELECT endpoint FROM nv_embed.settings")
+    for name in ("nv_embed.endpoint", "nv_embed.sidecar", "nv_embed.python_path", "plpython3.python_path"):
+        app.execute(f"SET {name} = '127.0.0.1:1'")
+    assert one(app, "SELECT vector_dims(nv_embed('hello', 384))") == 384
+    assert one(app, "SELECT count(*) FROM pg_settings WHERE setting = %s", [endpoint]) == 0
+
+
+def test_messages_do_not_tell_the_endpoint(app: Connection, connect: Callable[..., Connection]) -> None:
+    connect().execute("SELECT nv_embed.configure('127.0.0.1:1')")
+    with pytest.raises(psycopg.Error) as raised:
+        app.execute("SELECT nv_embed('hello')")
+    everything = " ".join(str(value) for value in (raised.value, raised.value.diag.context, raised.value.diag.message_detail))
+    assert "127.0.0.1" not in everything
+    assert "127.0.0.1" not in one(app, "SELECT message FROM nv_embed.health()")
+
+
+def test_objects_of_a_caller_are_not_picked_up_by_the_functions(app: Connection) -> None:
+    app.execute("CREATE TEMP TABLE settings (endpoint text, timeout_s real)")
+    app.execute("INSERT INTO settings VALUES ('127.0.0.1:1', 1)")
+    app.execute("CREATE TEMP TABLE pg_config (name text, setting text)")
+    app.execute("INSERT INTO pg_config VALUES ('PKGLIBDIR', '/tmp/evil')")
+    app.execute("SET search_path = pg_temp, public")
+    assert one(app, "SELECT vector_dims(public.nv_embed('hello', 384))") == 384
+
+
+def test_a_role_cannot_declare_on_anothers_table_or_forge_its_declaration(app: Connection, connect: Callable[..., Connection]) -> None:
+    owner = connect()
+    owner.execute("CREATE TABLE docs (id int PRIMARY KEY, body text); GRANT SELECT, INSERT ON docs TO app")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        app.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384)")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        app.execute("INSERT INTO nv_embed.embedding (relation, target, source, mode, truncate) VALUES ('docs', 'e', '{body}', 'sync', 'NONE')")
+    owner.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384)")
+    for statement in (
+        "UPDATE nv_embed.embedding SET source = '{id}'",
+        "DELETE FROM nv_embed.embedding",
+        "UPDATE nv_embed.generation SET revision = 'x'",
+        "DELETE FROM nv_embed.generation",
+    ):
+        assert app.execute(statement).rowcount == 0
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        app.execute("SELECT nv_embed.drop_auto_embed('docs')")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        app.execute("INSERT INTO nv_embed.generation (embedding, model, revision, dim, storage, target) VALUES (1, 'm', 'r', 1, 'vector', 'e')")
+
+
+def test_a_writer_without_the_right_to_the_vectors_is_told_what_to_grant(app: Connection, connect: Callable[..., Connection]) -> None:
+    owner = connect()
+    owner.execute("CREATE TABLE docs (id int PRIMARY KEY, body text); GRANT INSERT ON docs TO app")
+    owner.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384)")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege) as raised:
+        app.execute("INSERT INTO docs VALUES (1, 'hello')")
+    assert raised.value.diag.message_hint is not None
+    owner.execute(raised.value.diag.message_hint)
+    app.execute("INSERT INTO docs VALUES (1, 'hello')")
+    assert one(owner, "SELECT count(embedding) FROM docs") == 1
+
+
+def test_rows_that_their_writer_may_not_see_are_refused_rather_than_left_without_vectors(app: Connection, connect: Callable[..., Connection]) -> None:
+    owner = connect()
+    owner.execute("CREATE TABLE docs (id int PRIMARY KEY, body text, tenant text); GRANT SELECT, INSERT, UPDATE ON docs TO app")
+    owner.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384)")
+    owner.execute("ALTER TABLE docs ENABLE ROW LEVEL SECURITY")
+    owner.execute("CREATE POLICY reads ON docs FOR SELECT USING (tenant = current_user); CREATE POLICY writes ON docs FOR INSERT WITH CHECK (true)")
+    owner.execute("CREATE POLICY changes ON docs FOR UPDATE USING (tenant = current_user)")
+    app.execute("INSERT INTO docs VALUES (1, 'mine', 'app')")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege) as raised:
+        app.execute("INSERT INTO docs VALUES (2, 'not mine', 'other')")
+    assert "row-level security hides 1 of the rows" in str(raised.value)
+    assert owner.execute("SELECT id, embedding IS NOT NULL FROM docs").fetchall() == [(1, True)]
+
+
+def test_a_member_of_nv_embed_admin_may_configure(connect: Callable[..., Connection]) -> None:
+    owner, app = connect(), connect("app")
+    owner.execute("GRANT nv_embed_admin TO app")
+    try:
+        endpoint = one(owner, "SELECT endpoint FROM nv_embed.settings")
+        app.execute("SELECT nv_embed.configure(%s, 30)", [endpoint])
+        assert owner.execute("SELECT endpoint, timeout_s FROM nv_embed.settings").fetchall() == [(endpoint, 30.0)]
+        for wrong in ("localhost", "http://host:1", "", None, "unix:relative", "host:99999999"):
+            with pytest.raises(psycopg.errors.InvalidParameterValue):
+                app.execute("SELECT nv_embed.configure(%s)", [wrong])
+    finally:
+        owner.execute("REVOKE nv_embed_admin FROM app")
+
+
+def test_every_function_that_runs_as_its_owner_pins_its_search_path(db: Connection) -> None:
+    unpinned = db.execute(
+        "SELECT p.oid::regprocedure::text FROM pg_proc AS p JOIN pg_depend AS d ON d.objid = p.oid AND d.deptype = 'e'"
+        " JOIN pg_extension AS e ON e.oid = d.refobjid AND e.extname = 'nv_embed'"
+        " WHERE p.prosecdef AND NOT coalesce(p.proconfig @> ARRAY['search_path=pg_catalog, pg_temp'], false)"
+    ).fetchall()
+    assert unpinned == []
+
+
+def test_every_object_of_the_extension_carries_a_comment(db: Connection) -> None:
+    silent = db.execute(
+        "SELECT pg_describe_object(d.classid, d.objid, 0) FROM pg_depend AS d JOIN pg_extension AS e ON e.oid = d.refobjid AND e.extname = 'nv_embed'"
+        " WHERE d.deptype = 'e' AND d.classid IN ('pg_proc'::regclass, 'pg_class'::regclass, 'pg_namespace'::regclass)"
+        " AND obj_description(d.objid, d.classid::regclass::name) IS NULL"
+        " AND NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = d.objid AND c.relkind IN ('S', 'i'))"
+    ).fetchall()
+    assert silent == []
