@@ -57,7 +57,7 @@ install_packages() {
   [ -n "$missing" ] || return 0
   say "installing Debian packages: $missing"
   # shellcheck disable=SC2086  # a list of package names
-  without_main_cluster "$major" apt_install $missing || fail "Debian's packages could not be installed" "All of what apt said: $log_dir/apt.log"
+  without_main_cluster apt_install $missing || fail "Debian's packages could not be installed" "All of what apt said: $log_dir/apt.log"
 }
 
 apt_install() {
@@ -65,20 +65,20 @@ apt_install() {
     apt-get install -y -q --no-install-recommends -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 "$@"
 }
 
-# Debian starts a cluster "main" with each newly installed server. Ours is private, so that one would only take a port and memory: the switch in
-# postgresql-common's own file is turned off for the time of this installation and put back as it was.
+# Debian creates and starts a cluster "main" with each newly installed server. Ours is private, so that one would only take a port and memory: a file that
+# says no lies beside postgresql-common's configuration while apt runs.
 without_main_cluster() {
-  local major=$1 file=/etc/postgresql-common/createcluster.conf saved status=0
-  shift
-  [ -z "$(installed_version "postgresql-$major")" ] || { "$@"; return; }
-  [ -n "$(installed_version postgresql-common)" ] || apt_install postgresql-common || return
-  saved=$(mktemp "$file.XXXXXX")
-  cp -p "$file" "$saved"
-  # shellcheck disable=SC2064  # the names are fixed now
-  trap "mv -f '$saved' '$file'" EXIT
-  printf '\ncreate_main_cluster = false\n' >>"$file"
+  local folder=/etc/postgresql-common/createcluster.d status=0
+  mkdir -p "$folder"
+  trap remove_switch EXIT
+  echo 'create_main_cluster = false' >"$folder/nv_embed.conf"
   "$@" || status=$?
-  mv -f "$saved" "$file"
+  remove_switch
   trap - EXIT
   return "$status"
+}
+
+remove_switch() {
+  rm -f /etc/postgresql-common/createcluster.d/nv_embed.conf
+  rmdir --ignore-fail-on-non-empty /etc/postgresql-common/createcluster.d
 }

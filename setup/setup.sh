@@ -65,7 +65,7 @@ setup_all() {
   trap - EXIT
   wait "$venv_job" || exit
   install_extension
-  say "ready: PostgreSQL $(installed_version "postgresql-$major" | sed 's/-.*//'), pgvector $(extension_version vector), $("$venv/bin/python" -V)"
+  say "ready: PostgreSQL $(installed_version "postgresql-$major" | sed 's/-.*//'), pgvector $(extension_version vector), $("$venv/bin/python" -V)$([ "$SECONDS" -lt 5 ] || echo "; it took $SECONDS s")"
 }
 
 case ${1:-all} in
