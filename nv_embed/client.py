@@ -176,9 +176,7 @@ class Client:
         Raises:
             EmbedError: one of the classes of `errors.py`.
         """
-        pages = list(
-            self.embed_pages(texts, dim=dim, input_type=input_type, model=model, revision=revision, truncate=truncate, timeout_s=timeout_s)
-        )
+        pages = list(self.embed_pages(texts, dim=dim, input_type=input_type, model=model, revision=revision, truncate=truncate, timeout_s=timeout_s))
         try:
             import numpy
         except ImportError:
@@ -256,7 +254,7 @@ class Client:
         """What the sidecar's health service says: `SERVING` or `NOT_SERVING`."""
         request = health_pb2.HealthCheckRequest()
         answer = self._answer(self._begin(HealthStub(self._channel).Check, request))
-        return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
     def _begin(self, method: Any, request: Any, timeout_s: float | None = None) -> "grpc.Future[Any]":
         timeout = self.timeout_s if timeout_s is None else timeout_s
@@ -318,7 +316,9 @@ class _Call:
 
 def check_dim(dim: int | None) -> None:
     if dim is not None and not 1 <= dim <= 16000:
-        raise InvalidInput(f"{dim} is not a number of dimensions", hint="leave dim out for the model's native width; nv_embed.models() lists the others")
+        raise InvalidInput(
+            f"{dim} is not a number of dimensions", hint="leave dim out for the model's native width; nv_embed.models() lists the others"
+        )
 
 
 def _choice(name: str, value: str, choices: dict[str, R]) -> R:
@@ -339,7 +339,10 @@ def _check_bytes(position: int, text: str) -> int:
 
 
 def _cut(texts: Sequence[str]) -> Iterator[tuple[int, Sequence[str]]]:
-    """Position of the first text, and the texts: pages of at most `PAGE_TEXTS` texts and `PAGE_BYTES` bytes, but of one text at least. All texts are checked before the first page leaves."""
+    """Pages of at most `PAGE_TEXTS` texts and `PAGE_BYTES` bytes, but of one text at least, each with the position of its first text.
+
+    All texts are checked before the first page leaves.
+    """
     sizes = [_check_bytes(position, text) for position, text in enumerate(texts)]
     start = page_bytes = 0
     for position, size in enumerate(sizes):

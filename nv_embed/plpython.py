@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 import grpc
 import orjson
@@ -26,7 +26,7 @@ import orjson
 from nv_embed.client import Client
 from nv_embed.errors import EmbedError, InvalidInput, Unavailable
 
-P = ParamSpec("P")
+M = TypeVar("M", bound=Callable[..., Any])
 R = TypeVar("R")
 
 INTERRUPT_CHECK_S = 0.05
@@ -75,18 +75,18 @@ def reported_error(plpy: Any) -> type[Exception]:
     return type("nv_embed", (plpy.Error,), {"__module__": "builtins"})
 
 
-def reports(method: Callable[Concatenate["Session", P], R]) -> Callable[Concatenate["Session", P], R]:
+def reports(method: M) -> M:
     """Let an error of the table reach Postgres with its SQLSTATE and hint, and without the frames it came through."""
 
     @wraps(method)
-    def reporting(session: "Session", *args: P.args, **kwargs: P.kwargs) -> R:
+    def reporting(session: "Session", *arguments: Any) -> Any:
         try:
-            return method(session, *args, **kwargs)
+            return method(session, *arguments)
         except EmbedError as error:
             found = error
         raise session.as_postgres(found)
 
-    return reporting
+    return cast(M, reporting)
 
 
 class Session:

@@ -18,7 +18,7 @@ def parsed(text: str | None) -> "NDArray[numpy.float64] | None":
 
 def one(connection: "psycopg.Connection[Any]", query: str, parameters: Sequence[Any] = ()) -> Any:
     """The only value of a query."""
-    row = connection.execute(query, parameters).fetchone()
+    row = connection.execute(query, parameters or None).fetchone()
     assert row is not None
     return row[0]
 

@@ -2,6 +2,8 @@
 nv_embed(), nv_embed_query(), nv_count_tokens() and nv_chunk() against a real sidecar.
 """
 
+import itertools
+
 import numpy
 import psycopg
 import pytest
@@ -118,7 +120,7 @@ def test_chunks_fit_cover_the_text_and_name_their_characters(db: Connection) -> 
     assert all(text[start:end] == content and tokens <= 50 for _, start, end, content, tokens in rows)
     assert rows[0][1] == 0
     assert rows[-1][2] >= len(text.rstrip())
-    assert all(later[1] < earlier[2] for earlier, later in zip(rows, rows[1:], strict=False))
+    assert all(later[1] < earlier[2] for earlier, later in itertools.pairwise(rows))
 
 
 def test_models_tell_their_dimensions_and_limits(db: Connection) -> None:
