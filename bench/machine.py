@@ -1,0 +1,37 @@
+"""
+How benchmarks report: a table of medians, one ratio, and the machine they ran on, on the terminal and in bench/results/.
+"""
+
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> str:
+    """Processor, cores, memory and the versions that matter."""
+    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "unknown CPU")
+    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
+    features = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags.split()]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "grpcio", "psycopg"))
+    return f"{cpu}, {os.cpu_count()} cores ({' '.join(features)}), {memory:.0f} GiB; Python {platform.python_version()}, {versions}"
+
+
+def report(name: str, what: str, seconds: Mapping[str, Sequence[float]], ratio: tuple[str, str], *, unit: str = "s") -> None:
+    """Print and keep the medians of what was measured, and the ratio of two of them."""
+    scale, digits = (1, 3) if unit == "s" else (1000, 2)
+    lines = [f"# {name}", "", what, "", f"| | median, {unit} | least | most | rounds |", "|---|---|---|---|---|"]
+    for label, values in seconds.items():
+        middle, least, most = (scale * value for value in (statistics.median(values), min(values), max(values)))
+        lines.append(f"| {label} | {middle:.{digits}f} | {least:.{digits}f} | {most:.{digits}f} | {len(values)} |")
+    over, under = (statistics.median(seconds[label]) for label in ratio)
+    lines += ["", f"**{ratio[0]} / {ratio[1]}: {over / under:.3f}**", "", machine(), ""]
+    text = "\n".join(lines)
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(text)
