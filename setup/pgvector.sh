@@ -5,6 +5,9 @@
 # the signatures as ever. Nothing under /etc/apt or /var/lib/apt is written. It needs no root; root hands the work to the user `postgres`.
 
 readonly pgvector_wanted=0.8.6  # has the fixes for corrupted HNSW indexes
+# A version known to serve, and the checksum of its source: for a mirror that lists a version which it does not hand out.
+readonly pgvector_known=0.8.6
+readonly pgvector_known_sha256=25c9b78cfdaa43c66788d7490246ac24e4fe1c86f19c4b60c089b723f84a4a0d
 readonly debian_keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 packaged_pgvector_serves() {
@@ -25,9 +28,12 @@ make_pgvector() {
   say "building pgvector from Debian's newest source package"
   builder_owns "$build"
   local source
-  source=$(fetch_pgvector) || fail "pgvector's source package could not be fetched" "What apt said: $log_dir/pgvector.log"
-  build_pgvector "$source" || fail "pgvector could not be built" "All of what make said: $log_dir/pgvector.log"
-  say "pgvector $(extension_version vector) is installed in $(shown "$pgroot")"
+  if source=$(fetch_pgvector); then
+    build_pgvector "$source" || fail "pgvector could not be built" "All of what make said: $log_dir/pgvector.log"
+    say "pgvector $(extension_version vector) is installed in $(shown "$pgroot")"
+  elif [ -z "$(extension_version vector)" ]; then
+    fail "pgvector's source package could not be fetched" "What apt said: $log_dir/pgvector.log"
+  fi
   if pgvector_is_there; then rm -f "$build/pgvector.tried"; else touch "$build/pgvector.tried"; warn_of_old_pgvector; fi
 }
 
@@ -90,7 +96,7 @@ read_sources() {
   warn "the mirror's index of $1 is past its date (its signature is good); going on with it"
 }
 
-# Print the folder of the unpacked source: of unstable's version, or of stable's when the mirror cannot hand that out.
+# Print the folder of the unpacked source: of unstable's version, or when the mirror cannot hand that out, of the known one, or of stable's.
 fetch_pgvector() {
   local mirror suite version
   [ -r "$debian_keyring" ] || { warn "$debian_keyring is missing: install debian-archive-keyring"; return 1; }
@@ -102,9 +108,19 @@ fetch_pgvector() {
       [ -n "$version" ] || continue
       if unpack_pgvector "$version" >&2; then echo "$build/pgvector-$version"; return; fi
       warn "the mirror lists pgvector $version in $suite but does not hand it out"
+      if [ "$suite" = sid ] && unpack_known_pgvector >&2; then echo "$build/pgvector-$pgvector_known"; return; fi
     done
   done
   return 1
+}
+
+unpack_known_pgvector() {
+  local file=pgvector_$pgvector_known.orig.tar.gz
+  as_builder rm -rf source "pgvector-$pgvector_known"
+  as_builder mkdir source "pgvector-$pgvector_known"
+  quietly pgvector private /usr/lib/apt/apt-helper download-file "${mirror%/}/pool/main/p/pgvector/$file" "source/$file" "SHA256:$pgvector_known_sha256" 2>/dev/null ||
+    return
+  quietly pgvector as_builder tar -xf "source/$file" -C "pgvector-$pgvector_known" --strip-components=1
 }
 
 unpack_pgvector() {
