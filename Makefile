@@ -55,4 +55,5 @@ lock: ## Pin the newest versions that pyproject.toml allows in constraints.txt
 	@setup/lock.sh
 
 clean: down ## Remove what was built here; `make setup` brings it back
-	@rm -rf .venv build "$$(/usr/bin/python3 -m nv_embed.home)"
+	@cd "$$(/usr/bin/python3 -m nv_embed.home)" 2>/dev/null && rm -rf pgroot data run log build state.json || true
+	@rm -rf .venv build

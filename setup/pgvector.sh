@@ -3,9 +3,11 @@
 #
 # The source comes through an apt of our own: its folders and its list of sources are private, the mirror and the keys are the machine's, and apt checks
 # the signatures as ever. Nothing under /etc/apt or /var/lib/apt is written. It needs no root; root hands the work to the user `postgres`.
+#
+# A mirror may list a version that its pool has dropped already. Then a version named below is taken from the same pool, by its checksum instead of a
+# signed list; and if that is gone too, stable's, which is older than we want: set-up says so each time.
 
 readonly pgvector_wanted=0.8.6  # has the fixes for corrupted HNSW indexes
-# A version known to serve, and the checksum of its source: for a mirror that lists a version which it does not hand out.
 readonly pgvector_known=0.8.6
 readonly pgvector_known_sha256=25c9b78cfdaa43c66788d7490246ac24e4fe1c86f19c4b60c089b723f84a4a0d
 readonly debian_keyring=/usr/share/keyrings/debian-archive-keyring.gpg
@@ -53,14 +55,15 @@ as_builder() (
 
 builder_owns() { mkdir -p "$1"; ! is_root || chown -R postgres: "$1"; }
 
-# Debian's mirrors as this machine knows them: addresses of its own release, without the security archive (it has no unstable) and third parties.
+# Debian's mirrors as this machine knows them: where its own release comes from, without the security archive (it has no unstable) and third parties.
+# Where the package lists were thrown away, as container images do, apt cannot tell whose a source is; then the signature does, later.
 debian_mirrors() {
-  local codename
-  codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+  local codename found
+  codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-sid}")
   # shellcheck disable=SC2016  # apt fills these in
-  apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN)' 'Created-By: Packages' |
-    awk -v codename="$codename" '
-      ($2 == codename || $2 ~ /^(stable|oldstable|testing|unstable|sid)$/) && $3 == "main" && $4 ~ /^(Debian|\$\(ORIGIN\))$/ && !seen[$1]++ { print $1 }'
+  found=$(apt-get indextargets --format '$(ORIGIN) $(COMPONENT) $(RELEASE) $(REPO_URI)' 'Created-By: Packages' | sed -nE "s/^Debian main ($codename|sid|unstable|testing|stable|oldstable) //p")
+  [ -n "$found" ] || found=$(apt-get update --print-uris 2>/dev/null | sed -nE "s#^'(.*)/dists/($codename|sid|unstable|testing|stable|oldstable)/InRelease'.*#\1#p")
+  printf '%s\n' "$found" | awk '!seen[$0]++'
 }
 
 # private_apt SUITE…: make an apt that knows only the source packages of these suites at $mirror.
@@ -116,6 +119,7 @@ fetch_pgvector() {
 
 unpack_known_pgvector() {
   local file=pgvector_$pgvector_known.orig.tar.gz
+  say "taking pgvector $pgvector_known from the mirror's pool by its checksum instead"
   as_builder rm -rf source "pgvector-$pgvector_known"
   as_builder mkdir source "pgvector-$pgvector_known"
   quietly pgvector private /usr/lib/apt/apt-helper download-file "${mirror%/}/pool/main/p/pgvector/$file" "source/$file" "SHA256:$pgvector_known_sha256" 2>/dev/null ||
@@ -137,6 +141,7 @@ build_pgvector() {
   # OPTFLAGS: the default, -march=native, makes a library for this processor only. with_llvm: spares a second compilation, to bitcode.
   quietly pgvector as_builder make -C "$1" -j "$(nproc)" OPTFLAGS= with_llvm=no PG_CONFIG="$(pg_config)" || return
   quietly pgvector as_builder make -C "$1" install OPTFLAGS= with_llvm=no PG_CONFIG="$(pg_config)" DESTDIR="$stage" || return
-  cp -r --no-preserve=ownership "$stage$pgroot/." "$pgroot/"
+  # A server that runs has the old library mapped: it gets a new file, not new contents.
+  cp -r --remove-destination --no-preserve=ownership "$stage$pgroot/." "$pgroot/"
   chmod -R a+rX "$pgroot"
 }

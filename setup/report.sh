@@ -4,7 +4,8 @@
 # People read short lines; what the tools print goes to a log whose end is shown when a tool fails. A long step gives a sign of life, so that nobody
 # has to guess whether it hangs.
 
-readonly log_dir=build/log sign_of_life_s=20
+log_dir=build/log
+readonly sign_of_life_s=20
 
 say() { printf 'setup: %s\n' "$*"; }
 

@@ -31,7 +31,8 @@ shown() { echo "${1#"$checkout"/}"; }
 
 check_machine() {
   case $checkout in *[[:space:]]*) fail "the path of this checkout has a space in it: $checkout" "PostgreSQL's build rules cannot cope with that: move the checkout elsewhere." ;; esac
-  command -v apt-get dpkg-query >/dev/null || fail "this set-up is for Debian: apt and dpkg are not here"
+  command -v apt-get >/dev/null || fail "this set-up is for Debian: apt and dpkg are not here"
+  [ -w . ] || fail "this checkout is not yours to write to: $checkout" "Clone it as yourself, or set it up as its owner."
   [ -x "$python" ] || fail "there is no $python" "Install Debian's python3, or name another one: make setup PYTHON=/path/to/python3"
 }
 
@@ -52,24 +53,39 @@ prepare_home() {
   [ "${home#"$checkout"}" != "$home" ] || say "keeping PostgreSQL in $home: $(place why)"
 }
 
+# in_background FUNCTION: run it beside what follows, in a process group of its own, so that it ends with us: when we fail and at Ctrl-C.
+in_background() {
+  set -m
+  "$@" &
+  background=$!
+  set +m
+  trap 'kill -- "-$background" 2>/dev/null' EXIT
+}
+
+wait_for_background() {
+  wait "$background" || exit
+  trap - EXIT
+}
+
 setup_all() {
-  local venv_job
   install_packages
   major=$(postgres_major)
   prepare_home
-  make_venv &  # pip waits for the network while the compiler works
-  venv_job=$!
-  trap 'wait "$venv_job"' EXIT
+  in_background make_venv  # pip waits for the network while the compiler works
   make_pgroot
   make_pgvector
-  trap - EXIT
-  wait "$venv_job" || exit
+  wait_for_background
   install_extension
   say "ready: PostgreSQL $(installed_version "postgresql-$major" | sed 's/-.*//'), pgvector $(extension_version vector), $("$venv/bin/python" -V)$([ "$SECONDS" -lt 5 ] || echo "; it took $SECONDS s")"
 }
 
 case ${1:-all} in
   all) check_machine; lock; setup_all ;;
-  system) check_machine; lock; install_packages; say "Debian's packages are in place" ;;
+  system)
+    log_dir=$(mktemp -d --suffix=.nv_embed)  # root must not leave files in somebody's checkout
+    check_machine
+    install_packages
+    say "Debian's packages are in place"
+    ;;
   *) sed -n '2,8p' "$0"; exit 2 ;;
 esac

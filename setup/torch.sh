@@ -36,6 +36,7 @@ install_torch() {
 # Let the environment see Debian's torch and nothing else of Debian's Python packages.
 link_debian_torch() {
   local packages=/usr/lib/python3/dist-packages site entry
+  at_least "$(installed_version python3-torch)" "$oldest_torch" || fail "Debian's torch is $(installed_version python3-torch): $oldest_torch or newer is needed"
   site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   say "using Debian's torch $(installed_version python3-torch)"
   for entry in "$packages"/{torch,torchgen,functorch} "$packages"/torch-*-info; do
