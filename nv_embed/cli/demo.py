@@ -4,4 +4,4 @@
 
 
 def demo() -> None:
-    """Load the documentation of Python's standard library and search it by meaning."""
+    """Search Python's documentation by meaning."""

@@ -51,7 +51,7 @@ class Finding:
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Say what is wrong with the installation here, and how to mend it. Exits with 1 when something failed."""
+    """Say what is wrong, and how to mend it. Exits with 1 when something failed."""
     found = list(findings())
     if as_json:
         import orjson

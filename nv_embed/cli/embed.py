@@ -60,7 +60,7 @@ def embed(
         Truncate, typer.Option(case_sensitive=False, help="What to do with a line over the model's limit; NONE is to refuse it.")
     ] = Truncate.NONE,
 ) -> None:
-    """Embed lines of stdin: one JSON array a line, null for a blank line."""
+    """Embed lines of stdin. One JSON array a line; null for a blank line."""
     from nv_embed.client import Client
 
     if endpoint is None:
@@ -111,8 +111,10 @@ class Embedding:
                 self._revision = page.revision
                 yield from _json_rows(page)
         except EmbedError as error:
-            place = "" if error.position is None else f"line {lines[error.position].number}: "
-            raise Failure(f"{place}{error}") from None
+            if error.position is None:
+                raise
+            hint = f" ({error.hint})" if error.hint else ""
+            raise Failure(f"line {lines[error.position].number}: {error.message}{hint}") from None
 
 
 def _json_rows(page: "Page") -> Iterator[bytes]:
@@ -179,7 +181,7 @@ def _read(intake: Intake) -> None:
         # One more than a text may have, and its line end.
         while raw := stream.readline(MAX_TEXT_BYTES + 2):
             number += 1
-            intake.put(_line(number, raw))
+            intake.put(parse_line(number, raw))
         intake.end()
     except Failure as failure:
         intake.end(failure)
@@ -187,7 +189,12 @@ def _read(intake: Intake) -> None:
         intake.end(Failure(f"cannot read line {number + 1}: {error.strerror}"))
 
 
-def _line(number: int, raw: bytes) -> Line:
+def parse_line(number: int, raw: bytes) -> Line:
+    """A line of the input without its end.
+
+    Raises:
+        Failure: it is over the limit, or not UTF-8.
+    """
     text = raw.removesuffix(b"\n").removesuffix(b"\r")
     if len(text) > MAX_TEXT_BYTES:
         raise Failure(f"line {number} has more than {MAX_TEXT_BYTES:,} bytes, the limit of a text: cut it first, and embed its pieces")

@@ -11,7 +11,7 @@ def install(
     database_url: Annotated[str, typer.Option(help="The database: postgresql://user:password@host:port/name; a superuser's.")],
     endpoint: Annotated[str | None, typer.Option(help="The sidecar as that server reaches it: host:port, or unix:/path.")] = None,
 ) -> None:
-    """Create or update the extension in a database, and say where its sidecar is."""
+    """Install the extension into a database of yours, or update it."""
     import psycopg
 
     from nv_embed.cli.failure import Failure

@@ -5,6 +5,7 @@ On a terminal: a spinner with the time it takes, replaced by one line when the s
 when it is done.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,8 +13,23 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+PLAIN_WIDTH = 200
+
+
+class Screen(Console):
+    """Rich's console, with lines for programs as long as they are, and work that goes on when nobody reads any more."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, soft_wrap=True)
+        if not self.is_terminal:
+            self.width = PLAIN_WIDTH
+
+    def on_broken_pipe(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+console = Screen()
+errors = Screen(stderr=True)
 
 
 @contextmanager
@@ -29,13 +45,12 @@ def step(doing: str) -> Iterator[Callable[[str], None]]:
         progress.add_task(doing, total=None)
         yield done.append
     for line in done:
-        console.print(Text("✓ ", style="green") + Text(line))
+        console.print(Text.assemble(("✓ ", "green"), line))
 
 
 def plain(line: str = "") -> None:
     """A line as it is, unwrapped and at once."""
     console.print(Text(line))
-    console.file.flush()
 
 
 def note(line: str) -> None:

@@ -13,5 +13,5 @@ PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_
 
 
 def serve(context: typer.Context) -> None:
-    """Serve a model over gRPC: `nv-embed serve --model minilm --listen 127.0.0.1:7000`; --help says more."""
+    """Serve models over gRPC: the sidecar. See `nv-embed serve --help`."""
     os.execv(sys.executable, [sys.executable, "-m", "nv_embed_sidecar", *context.args])  # noqa: S606 - the point is to become it

@@ -13,7 +13,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object, for p
 
 
 def dsn() -> None:
-    """Print the URL of the private database, for psql and every driver."""
+    """Print the URL of the private database."""
     from nv_embed.cli.private import servers
 
     typer.echo(servers().dsn())
@@ -42,7 +42,7 @@ def _print_table(found: "Look") -> None:
 
     from nv_embed.cli.screen import console
 
-    table = Table("", "state", "process", "up for", "version", "where", box=None, pad_edge=False, header_style="bold")
+    table = Table("", "state", "process", "up for", "what", "where", box=None, pad_edge=False, header_style="bold")
     facts = found.as_json()
     postgres, sidecar = facts["postgres"], facts["sidecar"]
     extensions = ", ".join(f"{name} {version}" for name, version in postgres["extensions"].items())

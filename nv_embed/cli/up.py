@@ -27,7 +27,7 @@ def up(
         typer.Option(help="What the sidecar serves: minilm, fake, auto, a folder or a hub id.  [default: what runs, else auto]", show_default=False),
     ] = None,
 ) -> None:
-    """Start a private Postgres and a sidecar in the background."""
+    """Start a private Postgres and a sidecar."""
     from nv_embed.cli.private import alone, servers
     from nv_embed.cli.screen import note
 
@@ -145,9 +145,8 @@ def _say_how_to_go_on() -> None:
 
 def program_name() -> str:
     """What to type to run this program: its name where the shell finds it, else its path."""
-    program = Path(sys.argv[0])
-    found = shutil.which(program.name)
-    if found is not None and program.exists() and Path(found).samefile(program):
-        return program.name
-    resolved = program.absolute()
-    return str(resolved.relative_to(Path.cwd())) if resolved.is_relative_to(Path.cwd()) else str(resolved)
+    program, name = Path(sys.executable).with_name("nv-embed"), "nv-embed"
+    found = shutil.which(name)
+    if not program.exists() or (found is not None and Path(found).samefile(program)):
+        return name
+    return str(program.relative_to(Path.cwd())) if program.is_relative_to(Path.cwd()) else str(program)

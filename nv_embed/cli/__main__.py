@@ -1,0 +1,3 @@
+from nv_embed.cli import main
+
+main()
