@@ -1,0 +1,109 @@
+"""
+The command line: `python -m nv_embed_sidecar --model NAME --listen ADDR`.
+
+Exit codes: 0 it served and was told to stop, 1 it failed (one line says why), 2 wrong usage.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from nv_embed.errors import EmbedError
+from nv_embed_sidecar import logs
+from nv_embed_sidecar.settings import Settings
+
+log = logging.getLogger(__name__)
+
+PROGRAM = "nv_embed_sidecar"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        list[str] | None, typer.Option(help="Short name (minilm, fake, auto), directory or hub id. Repeatable; the first is the default.")
+    ] = None,
+    listen: Annotated[list[str] | None, typer.Option(help="host:port, host:0 for any free port, or unix:/path. Repeatable.")] = None,
+    dims: Annotated[list[str] | None, typer.Option(help="Widths to allow although no model was trained for them, such as 256,128.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or auto.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Cores for the arithmetic; all unless given.")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one batch.")] = None,
+    max_queue_texts: Annotated[int | None, typer.Option(help="Texts that may wait, per priority.")] = None,
+    max_queue_tokens: Annotated[int | None, typer.Option(help="Tokens that may wait, per priority.")] = None,
+    max_request_texts: Annotated[int | None, typer.Option(help="Texts of one request.")] = None,
+    max_request_bytes: Annotated[int | None, typer.Option(help="Bytes of one request's texts together.")] = None,
+    max_text_bytes: Annotated[int | None, typer.Option(help="Bytes of one text.")] = None,
+    rpc_threads: Annotated[int | None, typer.Option(help="Calls answered at a time.")] = None,
+    drain_s: Annotated[float | None, typer.Option(help="Seconds that calls under way may take to finish after SIGTERM.")] = None,
+    ready_file: Annotated[Path | None, typer.Option(help="Write pid, addresses and models here as JSON once serving.")] = None,
+    fake_delay_s: Annotated[float | None, typer.Option(help="Seconds that the fake model takes for a batch.")] = None,
+) -> None:
+    """Hold embedding models and serve them over gRPC (nv_embed.v1)."""
+    given = {name: value for name, value in locals().items() if value is not None and value != []}
+    if "model" in given:
+        given["models"] = given.pop("model")
+    logs.set_up()
+    try:
+        settings = _settings(given)
+        run(settings)
+    except EmbedError as error:
+        _fail(str(error), 1)
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. A second signal ends the process at once."""
+    stop = _stop_on_signals()
+    # gRPC and NumPy are imported behind the signal handlers and the check of the command line: both should answer at once.
+    from nv_embed_sidecar import models, server
+
+    server.check_addresses(settings.listen)
+    loaded = models.load(settings)
+    serving = server.Server(loaded, settings)
+    serving.start()
+    print(server.announce(serving, loaded, settings.ready_file), flush=True)
+    stop.wait()
+    log.info("stopping: calls under way have %g s to finish", settings.drain_s)
+    serving.stop()
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "the settings"
+        _fail(f"{option}: {first['msg']}", 2)
+        raise
+
+
+def _stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        del frame
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
+    return stop
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    app(prog_name=PROGRAM)

@@ -1,0 +1,73 @@
+"""
+A model without weights, for tests and trials.
+
+Every word has a fixed direction drawn from a hash of it, and a text is the sum of its words, long words counting more. Texts that share words are
+therefore close, in every prefix of the vector too, and the same text has the same vector on every machine and in every release.
+
+In:  text      Out: one token a word; vectors
+"""
+
+import hashlib
+import re
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy
+
+from nv_embed_sidecar.engines import Vectors
+
+WIDTH = 2048
+WORD = re.compile(r"\w+|[^\w\s]")
+START_ID = 1
+LENGTH_BITS = 4
+
+
+class FakeEngine:
+    """Word hashes to vectors; waits `delay_s` for each batch, as a slow device would."""
+
+    width = WIDTH
+    device = "cpu"
+    precision = "fp32"
+
+    def __init__(self, delay_s: float = 0.0) -> None:
+        self._delay_s = delay_s
+
+    def encode(self, batch: Sequence[Sequence[int]]) -> Vectors:
+        if self._delay_s:
+            time.sleep(self._delay_s)
+        return numpy.stack([_vector(ids) for ids in batch])
+
+
+class FakeVocabulary:
+    """One token a word or sign. The id holds a hash of the word in lower case and, in its lowest bits, the word's length."""
+
+    prefix = (START_ID,)
+    suffix = ()
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[_word_id(word) for word in WORD.findall(text)] for text in texts]
+
+    def ids_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        words = list(WORD.finditer(text))
+        return [_word_id(word.group()) for word in words], [word.span() for word in words]
+
+
+@lru_cache(maxsize=16384)
+def _word_id(word: str) -> int:
+    word = word.lower()
+    digest = hashlib.blake2b(word.encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") << LENGTH_BITS | min(len(word), (1 << LENGTH_BITS) - 1)
+
+
+@lru_cache(maxsize=16384)
+def _direction(token_id: int) -> bytes:
+    return hashlib.shake_128(token_id.to_bytes(8, "big")).digest(WIDTH // 8)
+
+
+def _vector(ids: Sequence[int]) -> Vectors:
+    packed = numpy.frombuffer(b"".join(map(_direction, ids)), dtype=numpy.uint8).reshape(len(ids), WIDTH // 8)
+    signs = numpy.unpackbits(packed, axis=1).astype(numpy.float32) * 2 - 1
+    weights = numpy.array([token_id & (1 << LENGTH_BITS) - 1 for token_id in ids], dtype=numpy.float32)
+    vector: Vectors = weights @ signs / weights.sum()
+    return vector

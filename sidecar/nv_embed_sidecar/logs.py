@@ -1,0 +1,38 @@
+"""
+One line an event, on stderr.
+
+An exception becomes its type and the places it passed, in the same line. Its message is left out, because messages quote what they choke on, and that may
+be somebody's text.
+"""
+
+import logging
+import sys
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+
+class OneLine(logging.Formatter):
+    """`2026-01-31T12:00:00 WARNING nv_embed_sidecar.scheduler what happened | ValueError at scheduler.py:120 _compute, engine.py:40 encode`"""
+
+    def __init__(self) -> None:
+        super().__init__("{asctime} {levelname} {name} {message}", datefmt="%Y-%m-%dT%H:%M:%S", style="{")
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.message = record.getMessage()
+        record.asctime = self.formatTime(record, self.datefmt)
+        line = self.formatMessage(record)
+        if record.exc_info and record.exc_info[0] is not None:
+            line += f" | {record.exc_info[0].__name__} at {_places(record.exc_info[2])}"
+        return line.replace("\n", " ")
+
+
+def set_up() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("nv_embed_sidecar").setLevel(logging.INFO)
+
+
+def _places(trace: TracebackType | None) -> str:
+    return ", ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(trace))

@@ -1,0 +1,147 @@
+"""
+Sockets, health, reflection, and a clean end.
+
+In:  settings and loaded models      Out: a server that answers until it is told to stop
+"""
+
+import json
+import logging
+import os
+import socket
+import stat
+import tempfile
+import threading
+from collections.abc import Sequence
+from concurrent import futures
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from nv_embed.errors import EmbedError
+from nv_embed.limits import MAX_MESSAGE_BYTES
+from nv_embed.proto import nv_embed_pb2 as pb
+from nv_embed.proto.nv_embed_pb2_grpc import add_EmbedderServicer_to_server
+from nv_embed_sidecar.models import Models
+from nv_embed_sidecar.scheduler import Limits, Scheduler
+from nv_embed_sidecar.service import RequestLimits, Service
+from nv_embed_sidecar.settings import Settings
+
+log = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Embedder"].full_name
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
+SOCKET_MODE = 0o666
+
+OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", -1),
+    # A second sidecar on the same port must fail, not share its calls at random.
+    ("grpc.so_reuseport", 0),
+)
+
+
+class CannotListen(EmbedError):
+    """An address is taken, or not one of this machine."""
+
+
+class Server:
+    """The running sidecar.
+
+    Attributes:
+        addresses: where it listens, with real port numbers.
+    """
+
+    def __init__(self, models: Models, settings: Settings) -> None:
+        self._health = health.HealthServicer()
+        self._drain_s = settings.drain_s
+        self._stopping = threading.Lock()
+        self._draining = False
+        # A quarter of the threads stays free of bulk requests and of streams, so that a query always finds one.
+        share = settings.rpc_threads // 4
+        devices = {model.engine.device for model in models}
+        batch_tokens = settings.batch_tokens or min(BATCH_TOKENS[device] for device in devices)
+        limits = Limits(batch_tokens, settings.max_queue_texts, settings.max_queue_tokens, queue_requests=2 * share)
+        self._scheduler = Scheduler(limits, self._set_health)
+        request_limits = RequestLimits(settings.max_request_texts, settings.max_request_bytes, settings.max_text_bytes)
+        self._server = grpc.server(futures.ThreadPoolExecutor(settings.rpc_threads, thread_name_prefix="rpc"), options=OPTIONS)
+        add_EmbedderServicer_to_server(Service(models, self._scheduler, request_limits, max_streams=share), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        self.addresses = tuple(_listen(self._server, address) for address in settings.listen)
+
+    def start(self) -> None:
+        self._scheduler.start()
+        self._set_health(True)
+        self._server.start()
+        for address in self.addresses:
+            if address.startswith("unix:"):
+                # Who may connect is decided by the directory: Postgres runs as another user.
+                Path(address.removeprefix("unix:")).chmod(SOCKET_MODE)
+
+    def stop(self) -> None:
+        """Refuse new calls, let those under way finish for at most `drain_s`, and end."""
+        with self._stopping:
+            self._draining = True
+            self._health.enter_graceful_shutdown()
+        self._server.stop(self._drain_s).wait()
+        self._scheduler.close()
+
+    def _set_health(self, healthy: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING if healthy else health_pb2.HealthCheckResponse.NOT_SERVING
+        with self._stopping:
+            if not self._draining:
+                for service in (health.OVERALL_HEALTH, SERVICE):
+                    self._health.set(service, status)
+
+
+def announce(server: Server, models: Models, ready_file: Path | None) -> str:
+    """The line that says what is served where; the same as JSON in `ready_file`, which appears whole or not at all."""
+    names = [model.name for model in models]
+    if ready_file is not None:
+        said = {"pid": os.getpid(), "addresses": list(server.addresses), "models": names}
+        with tempfile.NamedTemporaryFile("w", dir=ready_file.parent, delete=False) as file:
+            file.write(json.dumps(said))
+        Path(file.name).chmod(0o644)
+        Path(file.name).replace(ready_file)
+    return f"nv_embed_sidecar: serving {', '.join(names)} on {', '.join(server.addresses)}"
+
+
+def _listen(server: grpc.Server, address: str) -> str:
+    """Bind one address, and say it with its real port.
+
+    Raises:
+        CannotListen: it is taken, or not to be had.
+    """
+    if address.startswith("unix:"):
+        _remove_stale(Path(address.removeprefix("unix:")))
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise CannotListen(f"cannot listen on {address}", hint="is another program listening there, and may this user?") from error
+    host, colon, wanted = address.rpartition(":")
+    return f"{host}{colon}{port}" if wanted == "0" and not address.startswith("unix:") else address
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the socket file that a sidecar left which was killed; one that somebody listens on stays."""
+    if not path.exists() or not stat.S_ISSOCK(path.stat().st_mode):
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+
+
+def check_addresses(addresses: Sequence[str]) -> None:
+    """Refuse what is no address before a model is loaded for it.
+
+    Raises:
+        CannotListen: an address is neither `host:port` nor `unix:/path`.
+    """
+    for address in addresses:
+        _, colon, port = address.rpartition(":")
+        if not address.startswith("unix:/") and not (colon and port.isdigit() and int(port) < 65536):
+            raise CannotListen(f"'{address}' is not an address", hint="give host:port, host:0 for any free port, or unix:/path")

@@ -1,0 +1,195 @@
+"""
+nv_embed.v1 over gRPC.
+
+A call is checked, tokenised in its own thread, queued with the scheduler and answered at the width it asked for. Every failure leaves as a status of the
+table in `nv_embed/errors.py`; the texts of a call are never logged and never appear in an answer.
+
+In:  protobuf requests      Out: protobuf answers, or a status with trailing metadata
+"""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NoReturn, TypeVar
+
+import grpc
+
+from nv_embed.errors import DeadlineExceeded, EmbedError, EngineFailure, InvalidInput, Overloaded, Unavailable
+from nv_embed.proto import nv_embed_pb2 as pb
+from nv_embed.proto.nv_embed_pb2_grpc import EmbedderServicer
+from nv_embed_sidecar import chunking
+from nv_embed_sidecar.models import Model, Models
+from nv_embed_sidecar.pooling import truncate
+from nv_embed_sidecar.scheduler import Scheduler
+from nv_embed_sidecar.tokenising import InputType, Truncate
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+INPUT_TYPES: dict[int, InputType] = {0: InputType.PASSAGE, pb.INPUT_TYPE_PASSAGE: InputType.PASSAGE, pb.INPUT_TYPE_QUERY: InputType.QUERY}
+TRUNCATES: dict[int, Truncate] = {0: Truncate.NONE, pb.TRUNCATE_NONE: Truncate.NONE, pb.TRUNCATE_START: Truncate.START, pb.TRUNCATE_END: Truncate.END}
+INTERACTIVE: dict[int, bool] = {0: False, pb.PRIORITY_BULK: False, pb.PRIORITY_INTERACTIVE: True}
+
+STREAM_PAUSE_S = 1.0
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """The largest request that is looked at."""
+
+    texts: int
+    request_bytes: int
+    text_bytes: int
+
+
+class Service(EmbedderServicer):
+    """What answers the calls.
+
+    Args:
+        max_streams: open `EmbedStream` calls; each holds a thread for as long as it is open.
+    """
+
+    def __init__(self, models: Models, scheduler: Scheduler, limits: RequestLimits, max_streams: int) -> None:
+        self._models = models
+        self._scheduler = scheduler
+        self._limits = limits
+        self._streams = threading.BoundedSemaphore(max_streams)
+
+    def Embed(self, request: pb.EmbedRequest, context: grpc.ServicerContext) -> pb.EmbedResponse:
+        with _statuses(context):
+            return self._embed(request, context)
+
+    def EmbedStream(self, request_iterator: Iterator[pb.EmbedRequest], context: grpc.ServicerContext) -> Iterator[pb.EmbedResponse]:
+        with _statuses(context):
+            if not self._streams.acquire(blocking=False):
+                raise Overloaded("too many streams are open", hint="close some, or use Embed", retry_after_s=STREAM_PAUSE_S)
+            try:
+                for request in request_iterator:
+                    yield self._embed(request, context)
+            finally:
+                self._streams.release()
+
+    def Tokenize(self, request: pb.TokenizeRequest, context: grpc.ServicerContext) -> pb.TokenizeResponse:
+        with _statuses(context):
+            model = self._models.find(request.model)
+            self._check_texts(request.texts)
+            input_type = _choice("input_type", request.input_type, INPUT_TYPES)
+            return pb.TokenizeResponse(tokens=model.tokenizer.count(request.texts, input_type), model=model.name, revision=model.revision)
+
+    def Chunk(self, request: pb.ChunkRequest, context: grpc.ServicerContext) -> pb.ChunkResponse:
+        with _statuses(context):
+            model = self._models.find(request.model)
+            self._check_texts([request.text])
+            answer = pb.ChunkResponse(model=model.name, revision=model.revision)
+            for piece in chunking.chunk(model.tokenizer, request.text, request.max_tokens, request.overlap):
+                if not context.is_active():
+                    raise DeadlineExceeded("the caller gave up or its deadline passed", hint="allow more time, or send less text")
+                answer.chunks.add(start_char=piece.start, end_char=piece.end, tokens=piece.tokens)
+            return answer
+
+    def ListModels(self, request: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:
+        del request
+        with _statuses(context):
+            return pb.ListModelsResponse(models=[_described(model) for model in self._models])
+
+    def _embed(self, request: pb.EmbedRequest, context: grpc.ServicerContext) -> pb.EmbedResponse:
+        deadline = time.monotonic() + _time_left(context)
+        model = self._models.find(request.model, request.revision)
+        dim = model.dim(request.dim)
+        input_type = _choice("input_type", request.input_type, INPUT_TYPES)
+        cut = _choice("truncate", request.truncate, TRUNCATES)
+        interactive = _choice("priority", request.priority, INTERACTIVE)
+        self._check_texts(request.texts)
+        answer = pb.EmbedResponse(dim=dim, model=model.name, revision=model.revision)
+        if not request.texts:
+            return answer
+        self._scheduler.check(len(request.texts), interactive=interactive)
+        ids = model.tokenizer.encode(request.texts, input_type, cut)
+        future = self._scheduler.submit(model.engine, ids, interactive=interactive, deadline=deadline)
+        # gRPC calls back when the caller cancels, hangs up or runs out of time.
+        if not context.add_callback(future.cancel):
+            future.cancel()
+        answer.vectors = truncate(future.result(), dim).astype("<f4", copy=False).tobytes()
+        answer.tokens.extend(map(len, ids))
+        return answer
+
+    def _check_texts(self, texts: Sequence[str]) -> None:
+        if len(texts) > self._limits.texts:
+            raise InvalidInput(f"{len(texts)} texts exceed the limit of {self._limits.texts} a request", hint="send them in several requests")
+        total = 0
+        for position, text in enumerate(texts):
+            size = len(text.encode())
+            total += size
+            if size > self._limits.text_bytes:
+                raise InvalidInput(
+                    f"{size:,} bytes exceed the limit of {self._limits.text_bytes:,} bytes a text",
+                    hint="cut it first, and embed its pieces",
+                    position=position,
+                )
+        if total > self._limits.request_bytes:
+            raise InvalidInput(
+                f"{total:,} bytes exceed the limit of {self._limits.request_bytes:,} bytes a request", hint="send the texts in several requests"
+            )
+
+
+@contextmanager
+def _statuses(context: grpc.ServicerContext) -> Iterator[None]:
+    """Whatever goes wrong inside leaves as a status of the table."""
+    try:
+        yield
+    except EmbedError as error:
+        _abort(context, error)
+    except CancelledError:
+        _abort(context, Unavailable("the caller gave up"))
+    except Exception as error:
+        if not context.is_active():
+            log.debug("a call ended while it was answered", exc_info=True)
+        else:
+            log.error("a call failed unexpectedly: %s", type(error).__name__, exc_info=True)
+        _abort(context, EngineFailure("the sidecar failed", hint="try again; the sidecar's log says what happened"))
+
+
+def _abort(context: grpc.ServicerContext, error: EmbedError) -> NoReturn:
+    trailing: list[tuple[str, str | bytes]] = []
+    if error.hint:
+        trailing.append(("nv-embed-hint-bin", error.hint.encode()))
+    if error.retry_after_s is not None:
+        trailing.append(("nv-embed-retry-after-s", f"{error.retry_after_s:.3f}"))
+    if error.position is not None:
+        trailing.append(("nv-embed-text", str(error.position)))
+    context.set_trailing_metadata(tuple(trailing))
+    context.abort(grpc.StatusCode[error.grpc_code], error.message)
+    raise AssertionError("abort returns nothing")
+
+
+def _time_left(context: grpc.ServicerContext) -> float:
+    left = context.time_remaining()
+    return math.inf if left is None else left
+
+
+def _choice(name: str, value: int, choices: dict[int, T]) -> T:
+    if value not in choices:
+        raise InvalidInput(f"{name} {value} is unknown", hint=f"{name} is one of {', '.join(str(choice) for choice in choices)}")
+    return choices[value]
+
+
+def _described(model: Model) -> pb.Model:
+    return pb.Model(
+        name=model.name,
+        revision=model.revision,
+        native_dim=model.native_dim,
+        trained_dims=model.trained_dims,
+        declared_dims=model.declared_dims,
+        max_tokens=model.tokenizer.max_tokens,
+        pooling=model.pooling,
+        query_prompt=model.prompt(InputType.QUERY),
+        passage_prompt=model.prompt(InputType.PASSAGE),
+        device=model.engine.device,
+        precision=model.engine.precision,
+    )

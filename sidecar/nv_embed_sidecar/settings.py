@@ -1,0 +1,76 @@
+"""
+What an operator can choose, read once: the command line first, then the environment (`NV_EMBED_SIDECAR_LISTEN` and so on), then the defaults here.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from nv_embed.limits import MAX_REQUEST_BYTES, MAX_REQUEST_TEXTS, MAX_TEXT_BYTES
+
+DEFAULT_LISTEN = "127.0.0.1:50051"
+
+
+def cores() -> int:
+    """Cores that this process may use, which in a container can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0))
+
+
+class Settings(BaseSettings):
+    """Everything the sidecar is told.
+
+    Attributes:
+        models: names, directories or hub ids; the first is the default model.
+        listen: addresses, `host:port` (port 0: any free one) or `unix:/path`.
+        dims: widths allowed beyond those a model was trained for.
+        batch_tokens: tokens of one batch; None: by the device.
+        max_queue_texts, max_queue_tokens: what may wait, per priority, before further requests are refused.
+        threads: cores for the arithmetic.
+        rpc_threads: calls answered at a time.
+        drain_s: how long calls under way may take to finish after SIGTERM.
+        ready_file: where to write pid, addresses and models once the sidecar serves.
+        fake_delay_s: how long the fake engine takes for a batch.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="NV_EMBED_SIDECAR_", frozen=True, extra="forbid")
+
+    models: Annotated[tuple[str, ...], NoDecode] = Field(("auto",), min_length=1)
+    listen: Annotated[tuple[str, ...], NoDecode] = Field((DEFAULT_LISTEN,), min_length=1)
+    dims: Annotated[tuple[int, ...], NoDecode] = ()
+    device: Literal["cpu", "cuda", "auto"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: int = Field(default_factory=cores, ge=1)
+    batch_tokens: int | None = Field(None, ge=1)
+    max_queue_texts: int = Field(16_384, ge=1)
+    max_queue_tokens: int = Field(4_000_000, ge=1)
+    max_request_texts: int = Field(MAX_REQUEST_TEXTS, ge=1)
+    max_request_bytes: int = Field(MAX_REQUEST_BYTES, ge=1)
+    max_text_bytes: int = Field(MAX_TEXT_BYTES, ge=1)
+    rpc_threads: int = Field(128, ge=8)
+    drain_s: float = Field(10.0, ge=0)
+    ready_file: Path | None = None
+    fake_delay_s: float = Field(0.0, ge=0)
+
+    @field_validator("models", "listen", "dims", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """Lists come from the command line as lists whose items may hold commas, and from the environment as one text."""
+        if isinstance(value, str):
+            value = [value]
+        if isinstance(value, (list, tuple)):
+            return tuple(part.strip() if isinstance(part, str) else part for item in value for part in _parts(item))
+        return value
+
+    @field_validator("dims")
+    @classmethod
+    def _positive(cls, dims: tuple[int, ...]) -> tuple[int, ...]:
+        if any(dim < 1 for dim in dims):
+            raise ValueError("dimensions are at least 1")
+        return tuple(sorted(set(dims), reverse=True))
+
+
+def _parts(item: object) -> list[object]:
+    return [part for part in item.split(",") if part.strip()] if isinstance(item, str) else [item]

@@ -1,0 +1,153 @@
+"""
+Text to token ids.
+
+Every text gets the model's prompt in front and its special tokens around, exactly once. What exceeds the model's limit is an error or is cut from the
+text, never from the prompt or the special tokens.
+
+In:  texts, an input type      Out: token ids, at most `max_tokens` a text
+"""
+
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+from tokenizers import Tokenizer
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as NormalizerSequence
+
+from nv_embed.errors import InvalidInput
+
+
+class InputType(Enum):
+    PASSAGE = "passage"
+    QUERY = "query"
+
+
+class Truncate(Enum):
+    NONE = "NONE"
+    START = "START"
+    END = "END"
+
+
+class Vocabulary(Protocol):
+    """What splits a text into tokens, and the special tokens that stand around every text."""
+
+    @property
+    def prefix(self) -> tuple[int, ...]: ...
+
+    @property
+    def suffix(self) -> tuple[int, ...]: ...
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens."""
+        ...
+
+    def ids_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of one text, and the characters [start, end) that each stands for."""
+        ...
+
+
+class FileVocabulary:
+    """The vocabulary in a `tokenizer.json`.
+
+    Args:
+        file: the `tokenizer.json`.
+        lower_case: put every text into lower case first.
+        special: ids in front and behind; as the file's own template has them unless given.
+    """
+
+    def __init__(self, file: Path, *, lower_case: bool = False, special: tuple[tuple[int, ...], tuple[int, ...]] | None = None) -> None:
+        self._tokenizer = Tokenizer.from_file(str(file))
+        # Files often carry the padding and truncation of some training run.
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        if lower_case:
+            own = [self._tokenizer.normalizer] if self._tokenizer.normalizer else []
+            self._tokenizer.normalizer = NormalizerSequence([Lowercase(), *own])
+        self.prefix, self.suffix = special if special is not None else self._template()
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def ids_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        # A batch of one, because only the batch call works beside other Python threads.
+        (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def _template(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        encoding = self._tokenizer.encode("a")
+        real = [position for position, special in enumerate(encoding.special_tokens_mask) if not special]
+        return tuple(encoding.ids[: real[0]]), tuple(encoding.ids[real[-1] + 1 :])
+
+
+class TextTokenizer:
+    """Texts as one model reads them.
+
+    Attributes:
+        max_tokens: the most tokens a text may have, special tokens and prompt included.
+        prompts: what stands in front of a text of each input type.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, *, model: str, max_tokens: int, query_prompt: str, passage_prompt: str) -> None:
+        self._vocabulary = vocabulary
+        self._model = model
+        self._special = len(vocabulary.prefix) + len(vocabulary.suffix)
+        self.max_tokens = max_tokens
+        self.prompts = {InputType.QUERY: query_prompt, InputType.PASSAGE: passage_prompt}
+
+    def count(self, texts: Sequence[str], input_type: InputType = InputType.PASSAGE) -> list[int]:
+        """Tokens of each text, special tokens and prompt included, without truncation."""
+        return [len(ids) + self._special for ids in self._vocabulary.ids(self._prompted(texts, input_type))]
+
+    def encode(self, texts: Sequence[str], input_type: InputType, truncate: Truncate) -> list[list[int]]:
+        """Token ids of each text, ready for the engine.
+
+        Raises:
+            InvalidInput: a text exceeds `max_tokens` and `truncate` is NONE.
+        """
+        return [
+            [*self._vocabulary.prefix, *self._fit(position, text, ids, input_type, truncate), *self._vocabulary.suffix]
+            for position, (text, ids) in enumerate(zip(texts, self._vocabulary.ids(self._prompted(texts, input_type)), strict=True))
+        ]
+
+    def overhead(self) -> int:
+        """Tokens of an empty passage: special tokens and prompt."""
+        return self.count([""])[0]
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """The characters [start, end) of each token of a passage, counted in `text`; tokens of the prompt alone are left out."""
+        prompt = self.prompts[InputType.PASSAGE]
+        _, spans = self._vocabulary.ids_with_offsets(prompt + text)
+        return [(max(start - len(prompt), 0), end - len(prompt)) for start, end in spans if end > len(prompt)]
+
+    def _prompted(self, texts: Sequence[str], input_type: InputType) -> Sequence[str]:
+        prompt = self.prompts[input_type]
+        return [prompt + text for text in texts] if prompt else texts
+
+    def _fit(self, position: int, text: str, ids: list[int], input_type: InputType, truncate: Truncate) -> list[int]:
+        room = self.max_tokens - self._special
+        if len(ids) + self._special == 0:
+            raise InvalidInput(
+                f"text {position} is empty and model {self._model} has no special tokens", hint="leave empty texts out", position=position
+            )
+        if len(ids) <= room:
+            return ids
+        if truncate is Truncate.END:
+            return ids[:room]
+        if truncate is Truncate.START:
+            head = self._prompt_tokens(text, input_type)
+            return [*ids[:head], *ids[len(ids) - (room - head) :]]
+        raise InvalidInput(
+            f"{len(ids) + self._special} tokens exceed the {self.max_tokens} tokens that model {self._model} reads",
+            hint="cut the text into pieces with nv_chunk(), or allow the loss with truncate => 'END'",
+            position=position,
+        )
+
+    def _prompt_tokens(self, text: str, input_type: InputType) -> int:
+        """How many of the first tokens stand for the prompt alone. The prompt's last space often belongs to the text's first word."""
+        prompt = self.prompts[input_type]
+        if not prompt:
+            return 0
+        _, spans = self._vocabulary.ids_with_offsets(prompt + text)
+        return sum(end <= len(prompt) for _, end in spans)
