@@ -41,7 +41,7 @@ def main() -> None:
             plain = [insert(db, texts, table="plain") for _ in range(options.rounds)]
     report(
         f"insert-{options.model}",
-        f"{len(texts)} documentation texts, {sum(map(len, texts)) / len(texts):.0f} characters on average, one INSERT statement; model {options.model}",
+        f"{len(texts)} documentation texts of {sum(map(len, texts)) / len(texts):.0f} characters, one INSERT statement; model {options.model}",
         {"encoder alone (client, gRPC)": alone, "INSERT, auto-embedded": inserted, "INSERT, no embedding": plain},
         ("INSERT, auto-embedded", "encoder alone (client, gRPC)"),
     )

@@ -1,8 +1,8 @@
 """
 What one call from SQL adds to the encoder.
 
-A short text is embedded by the sidecar alone (one client, one connection) and through `SELECT nv_embed(…)`: in new sessions, for the first call, and in
-one session, for the later ones. The differences of the medians are the budgets' figures.
+A short text is embedded by the sidecar alone (one client, one connection) and through `SELECT nv_embed(…)`: for the first call in new sessions,
+and for the later ones in one. The differences of the medians are the budgets' figures.
 
     bench/latency.py [--model minilm] [--sessions 15] [--calls 300]
 """
@@ -16,7 +16,6 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests")]
 
-import psycopg
 from machine import report
 from servers import running_cluster, running_sidecar, shared_folder
 

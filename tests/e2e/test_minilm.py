@@ -35,7 +35,15 @@ def db(connect: Callable[..., Connection], minilm: Sidecar) -> Connection:
 def real_texts() -> list[str]:
     """Documentation of Python's standard library as installed, and a few of other scripts."""
     documented = [inspect.getdoc(member) for module in (json, logging) for member in vars(module).values() if inspect.getdoc(member)]
-    others = ["hello", "Grüße aus Köln, naïve café", "東京は日本の首都です。", "¿Dónde está la biblioteca?", "🌍 emoji", "a", "x = [i ** 2 for i in range(10)]"]
+    others = [
+        "hello",
+        "Grüße aus Köln, naïve café",
+        "東京は日本の首都です。",
+        "¿Dónde está la biblioteca?",
+        "🌍 emoji",
+        "a",
+        "x = [i ** 2 for i in range(10)]",
+    ]
     return [text for text in dict.fromkeys(documented) if text] + others
 
 
