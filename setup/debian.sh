@@ -19,10 +19,10 @@ postgres_major() {
 }
 
 # The version of an installed package; nothing when it is not installed.
-installed_version() { dpkg-query -W -f '${db:Status-Abbrev}${Version}\n' "$1" 2>/dev/null | sed -n 's/^ii //p'; }
+installed_version() { dpkg-query -W -f '${db:Status-Abbrev}${Version}\n' "$1" 2>/dev/null | sed -n 's/^ii //p' || true; }
 
 # The version that apt would install; nothing when there is none.
-candidate_version() { apt-cache policy "$1" 2>/dev/null | sed -n 's/^ *Candidate: *//p' | sed 's/^(none)$//'; }
+candidate_version() { apt-cache policy "$1" 2>/dev/null | sed -n 's/^ *Candidate: *//p' | sed 's/^(none)$//' || true; }
 
 needed_packages() {
   local major=$1
