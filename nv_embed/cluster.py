@@ -279,7 +279,13 @@ class Cluster:
             return False
 
     def _forget_dead_postmaster(self) -> None:
-        """Remove a postmaster.pid whose number went to some other process: Postgres would take that one for a running server."""
+        """Remove what a server left that was killed: its sockets, and a postmaster.pid whose number went to another process, which Postgres would
+        take for a running server."""
+        if self.socket_dir is not None:
+            for claim in self.socket_dir.glob(".s.PGSQL.*.lock"):
+                if claim.read_text().splitlines()[1:2] == [str(self.data_dir)]:
+                    claim.with_suffix("").unlink(missing_ok=True)
+                    claim.unlink()
         lock = self.data_dir / "postmaster.pid"
         try:
             os.kill(int(lock.read_text().split()[0]), 0)

@@ -93,6 +93,7 @@ class SidecarProcess:
             for pid in self.processes():
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
+                    os.kill(pid, signal.SIGCONT)  # one that was suspended hears nothing until it goes on
             deadline = time.monotonic() + patience_s
             while self.processes() and time.monotonic() < deadline:
                 time.sleep(POLL_S)
