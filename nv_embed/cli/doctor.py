@@ -196,7 +196,7 @@ def check_server(found: "Look") -> Finding:
     if not found.versions:
         return Finding(name, "fail", f"runs on port {found.postmaster.port}, but database nv_embed does not answer", f"{UP}, or see {cluster.log}")
     installed = _major(found.versions["postgres"])
-    if installed != home.pg_bin("postgres").parent.parent.name:
+    if installed != _installed_major():
         return Finding(name, "warn", f"runs version {installed}, which is not the one installed now", f"nv-embed down && {UP}")
     return Finding(name, "ok", f"runs on port {found.postmaster.port}, process {found.postmaster.pid}")
 
@@ -272,14 +272,21 @@ def _user_exists(user: str) -> bool:
     return True
 
 
+def _installed_major() -> str | None:
+    """The major version of PostgreSQL that set-up installed."""
+    try:
+        return home.pg_bin("postgres").parent.parent.name
+    except home.NotSetUp:
+        return None
+
+
 def _library_dir() -> Path:
     return home.pg_bin("postgres").parent.parent / "lib"
 
 
 def _available_version(extension: str) -> str | None:
     """The version that CREATE EXTENSION would install."""
-    version = home.pg_bin("postgres").parent.parent.name
-    control = home.pgroot() / "usr/share/postgresql" / version / "extension" / f"{extension}.control"
+    control = home.pgroot() / "usr/share/postgresql" / (_installed_major() or "") / "extension" / f"{extension}.control"
     try:
         found = re.search(r"^\s*default_version\s*=\s*'([^']*)'", control.read_text(), re.MULTILINE)
     except OSError:
