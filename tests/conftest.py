@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from counting import Counter, counted
 from psycopg import sql
 from servers import Sidecar, running_cluster, running_sidecar, shared_folder
 
@@ -62,6 +63,13 @@ def database(cluster: Cluster, template: str) -> str:
     with cluster.connect() as connection:
         connection.execute(sql.SQL("CREATE DATABASE rollback TEMPLATE {}").format(sql.Identifier(template)))
     return "rollback"
+
+
+@pytest.fixture
+def counter(sidecar: Sidecar) -> Iterator[Counter]:
+    """Counts what a test sends to the sidecar, once a database is configured to go through it."""
+    with counted(sidecar.address) as running:
+        yield running
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 from conftest import Connection
+from counting import Counter
 from vectors import cosine, one, parsed
 
 from nv_embed.client import Client
@@ -55,13 +56,24 @@ def test_an_update_of_the_text_renews_the_vector(docs: Connection) -> None:
     assert fresh(docs) == 2
 
 
-def test_an_update_that_leaves_the_text_as_it_was_asks_nobody(docs: Connection) -> None:
+def test_an_update_that_leaves_the_text_as_it_was_asks_nobody(docs: Connection, counter: Counter) -> None:
     docs.execute("INSERT INTO docs VALUES (1, 'a', 'first')")
-    docs.execute("SELECT nv_embed.configure('127.0.0.1:1')")
+    docs.execute("SELECT nv_embed.configure(%s)", [counter.address])
     docs.execute("UPDATE docs SET views = views + 1")
     docs.execute("UPDATE docs SET body = 'first'")
     docs.execute("UPDATE docs SET id = 7")
-    assert one(docs, "SELECT count(*) FROM docs WHERE embedding IS NOT NULL") == 1
+    assert counter.pages == []
+    assert fresh(docs) == 1
+
+
+def test_a_statement_of_many_rows_is_a_few_calls_and_sends_each_text_once(docs: Connection, counter: Counter) -> None:
+    docs.execute("SELECT nv_embed.configure(%s)", [counter.address])
+    docs.execute("INSERT INTO docs SELECT n, 'title', 'body ' || n FROM generate_series(1, 1000) AS n")
+    assert len(counter.pages) == 4
+    assert len({text for page in counter.pages for text in page}) == 1000
+    docs.execute("UPDATE docs SET body = 'new ' || id WHERE id <= 10")
+    assert len(counter.pages) == 5
+    assert sorted(counter.pages[-1]) == sorted(f"title: new {n}" for n in range(1, 11))
 
 
 def test_null_columns_read_as_empty_and_blank_rows_have_no_vector(docs: Connection) -> None:

@@ -3,11 +3,13 @@ nv_embed(), nv_embed_query(), nv_count_tokens() and nv_chunk() against a real si
 """
 
 import itertools
+from collections.abc import Callable
 
 import numpy
 import psycopg
 import pytest
 from conftest import Connection
+from counting import Counter
 from vectors import cosine, one, parsed
 
 from nv_embed.client import Client
@@ -65,10 +67,25 @@ def test_a_query_is_embedded_with_the_prompt_for_queries(db: Connection, client:
     assert cosine(found, passage) < 1 - 1e-3
 
 
-def test_order_by_a_question_calls_the_sidecar_once(db: Connection) -> None:
-    db.execute("CREATE TABLE v AS SELECT n AS id, nv_embed('text ' || n, 384) AS e FROM generate_series(1, 20) AS n")
-    rows = db.execute("SELECT id FROM v ORDER BY e <=> nv_embed_query('text 7', 384) LIMIT 1").fetchall()
-    assert rows == [(7,)]
+def test_order_by_a_question_uses_the_index_and_asks_once(connect: Callable[..., Connection], counter: Counter) -> None:
+    db = connect()
+    db.execute("CREATE TABLE v AS SELECT n AS id, nv_embed('number ' || n, 384)::vector(384) AS e FROM generate_series(1, 20) AS n")
+    db.execute("CREATE INDEX v_hnsw ON v USING hnsw (e vector_cosine_ops)")
+    db.execute("SELECT nv_embed.configure(%s)", [counter.address])
+    query = "SELECT id FROM v ORDER BY e <=> nv_embed_query('which is number 7', 384) LIMIT 3"
+    by_sorting = db.execute(query).fetchall()
+    db.execute("SET enable_seqscan = off")
+    assert any("v_hnsw" in line for (line,) in db.execute("EXPLAIN " + query))
+    assert db.execute(query).fetchall() == by_sorting
+    assert counter.pages == [["which is number 7"]]
+
+
+def test_a_thousand_texts_are_a_few_pages(db: Connection, counter: Counter) -> None:
+    db.execute("SELECT nv_embed.configure(%s)", [counter.address])
+    texts = [f"text {n}" for n in range(1000)]
+    assert one(db, "SELECT cardinality(nv_embed(%s::text[], 384))", [texts]) == 1000
+    assert len(counter.pages) == 4
+    assert sorted(text for page in counter.pages for text in page) == sorted(texts)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_a_sidecar_that_is_down_is_one_readable_error(connect: Callable[..., Con
     with pytest.raises(psycopg.Error) as raised:
         db.execute("SELECT nv_embed('x')")
     assert raised.value.sqlstate == "58000"
-    assert raised.value.diag.message_primary == "no answer from the configured sidecar: the connection failed"
+    assert raised.value.diag.message_primary == "nv_embed: no answer from the configured sidecar: the connection failed"
     assert time.monotonic() - begun < 5
     assert one(db, "SELECT serving FROM nv_embed.health()") is False
     db.execute("SELECT nv_embed.configure(%s)", [sidecar.address])

@@ -76,12 +76,16 @@ def test_a_search_that_cannot_work_says_why(docs: Connection, call: str, sqlstat
     assert says in str(raised.value)
 
 
-def test_an_index_of_the_users_is_used(docs: Connection) -> None:
-    docs.execute("CREATE INDEX docs_hnsw ON docs USING hnsw (embedding halfvec_cosine_ops)")
-    docs.execute("SET LOCAL enable_seqscan = off")
-    statement = one(docs, "SELECT nv_embed.search_sql('docs', 'embedding', 3, NULL, NULL)")
-    vector = one(docs, "SELECT nv_embed_query('yeast', 384)::text")
-    plan = docs.execute("EXPLAIN " + statement.replace("$1", f"'{vector}'")).fetchall()
+def test_an_index_of_the_users_is_used(connect: Callable[..., Connection]) -> None:
+    db = connect()
+    db.execute("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    db.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384)")
+    db.execute("INSERT INTO docs SELECT n, 'text ' || n FROM generate_series(1, 100) AS n")
+    db.execute("CREATE INDEX docs_hnsw ON docs USING hnsw (embedding halfvec_cosine_ops)")
+    db.execute("SET enable_seqscan = off")
+    statement = one(db, "SELECT nv_embed.search_sql('docs', 'embedding', 3, NULL, NULL)")
+    vector = one(db, "SELECT nv_embed_query('yeast', 384)::text")
+    plan = db.execute("EXPLAIN " + statement.replace("$1", f"'{vector}'")).fetchall()
     assert any("docs_hnsw" in line for (line,) in plan)
 
 
