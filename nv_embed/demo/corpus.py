@@ -33,7 +33,9 @@ PUBLIC_NAMES = {"builtins": "", "posixpath": "os.path", "_collections_abc": "col
 
 SKIPPED = {
     "antigravity", "this",  # jokes
-    "distutils", "idlelib", "lib2to3", "pydoc_data", "test", "turtledemo",  # not a library, or gone in newer versions
+    "idlelib", "pydoc_data", "test", "turtledemo",  # programs, not a library
+    "aifc", "asynchat", "asyncore", "audioop", "cgi", "cgitb", "chunk", "crypt", "distutils", "imghdr", "imp", "lib2to3", "mailcap", "msilib",
+    "nis", "nntplib", "ossaudiodev", "pipes", "smtpd", "sndhdr", "spwd", "sunau", "telnetlib", "uu", "xdrlib",  # gone in newer versions
     "tkinter", "turtle",  # need a display
     "nt", "ntpath", "nturl2path", "posix", "genericpath",  # what `os` and `os.path` are made of
     "readline",  # writes to the terminal when imported
