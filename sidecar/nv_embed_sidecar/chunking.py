@@ -1,8 +1,8 @@
 """
 A long text to pieces that the model can read.
 
-A window of text is tokenised, cut at the last word that fits, and the piece counted once more on its own, because a cut can change the tokens beside it.
-The next window begins at the cut, or `overlap` tokens before it. Memory and time a piece do not grow with the text.
+A window of text is tokenised, cut at the last word that fits, and the piece counted once more on its own, because a cut can change the tokens
+beside it. The next window begins at the cut, or `overlap` tokens before it. Memory and time a piece do not grow with the text.
 
 In:  a text, tokens a piece      Out: pieces as characters [start, end)
 """
@@ -29,8 +29,8 @@ class Piece:
 def chunk(tokenizer: TextTokenizer, text: str, max_tokens: int, overlap: int = 0) -> Iterator[Piece]:
     """Cut a text into pieces of at most `max_tokens` tokens each.
 
-    The pieces cover the text from its first to its last character, but for long white space; a blank text has none. A cut falls between words where it can, and never inside a
-    character. Each piece repeats about `overlap` tokens of the one before.
+    The pieces cover the text from first to last character, but for long white space; a blank text has none. A cut falls between words where it
+    can, and never inside a character. Each piece repeats about `overlap` tokens of the one before.
 
     Raises:
         InvalidInput: `max_tokens` leaves no room beside special tokens and prompt, or for some character.
@@ -120,7 +120,7 @@ def _characters(tokenizer: TextTokenizer, text: str, start: int, done: int, wind
 
 
 def _cut(text: str, spans: list[tuple[int, int]], keep: int, after: int) -> int | None:
-    """Where to end a piece of at most `keep` tokens: before a word if one begins in the second half of it, else before a token; None if not behind `after`."""
+    """Where to end a piece of at most `keep` tokens, behind `after`: before a word if one begins in its second half, else before a token."""
     anywhere: int | None = None
     for index in range(min(keep, len(spans) - 1), 0, -1):
         position = _boundary(text, spans, index)

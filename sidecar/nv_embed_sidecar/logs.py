@@ -1,8 +1,8 @@
 """
 One line an event, on stderr.
 
-An exception becomes its type and the places it passed, in the same line. Its message is left out, because messages quote what they choke on, and that may
-be somebody's text.
+An exception becomes its type and the places it passed, in the same line. Its message is left out, because messages quote what they choke on, and
+that may be somebody's text.
 """
 
 import logging

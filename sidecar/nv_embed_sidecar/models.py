@@ -1,8 +1,8 @@
 """
 Which model, and what its files say of it.
 
-A model is named by a short name, a directory or a hub id. What a directory says of itself (prompts, pooling, lengths) wins; the registry speaks where it is
-silent. Code that comes with a model is never run.
+A model is named by a short name, a directory or a hub id. What a directory says of itself (prompts, pooling, lengths) wins; the registry speaks
+where it is silent. Code that comes with a model is never run.
 
 In:  the operator's `--model` and `--dims`      Out: `Model`s, ready to serve
 """
@@ -350,7 +350,7 @@ def _engine(card: Card, settings: Settings) -> Engine:
 
         if card.pooling != MEAN:
             raise InvalidInput(f"the model's pooling is {card.pooling}, which is not supported for this architecture", hint="supported is mean")
-        return LlamaEngine.load(card.directory, card.config, device)
+        return LlamaEngine.load(weights(card.directory), card.config, device)
     from nv_embed_sidecar.engines.encoder import EncoderEngine
 
     return EncoderEngine.load(card.directory, card.architecture, card.pooling, device)

@@ -1,9 +1,9 @@
 """
 Requests to batches.
 
-Requests wait in two queues, interactive and bulk. One thread takes batches from them, interactive first, and alone talks to the engines. A batch is cut by
-tokens: short requests share one and a long request is spread over several, so an interactive request waits for the one batch under way and no more.
-Whoever gave up or ran out of time is dropped before the next batch.
+Requests wait in two queues, interactive and bulk. One thread takes batches from them, interactive first, and alone talks to the engines. A batch
+is cut by tokens: short requests share one and a long request is spread over several, so an interactive request waits for the one batch under way
+and no more. Whoever gave up or ran out of time is dropped before the next batch.
 
 In:  token ids from service.py      Out: pooled vectors on each request's Future
 """
@@ -76,7 +76,7 @@ class Scheduler:
         on_health: called with True or False whenever the engine starts or stops being able to compute.
     """
 
-    def __init__(self, limits: Limits, on_health: Callable[[bool], None] = lambda healthy: None) -> None:
+    def __init__(self, limits: Limits, on_health: Callable[[bool], None]) -> None:
         self._limits = limits
         self._on_health = on_health
         self._changed = threading.Condition()
@@ -130,7 +130,7 @@ class Scheduler:
             queue.texts += len(ids)
             queue.tokens += tokens
             self._changed.notify()
-        request.future.add_done_callback(lambda future: self._forget(queue, request))
+        request.future.add_done_callback(lambda _: self._forget(queue, request))
         return request.future
 
     def _queue(self, interactive: bool) -> _Queue:
@@ -173,7 +173,7 @@ class Scheduler:
                 self._compute(batch)
                 self._under_way = None
             self._end(Unavailable("the sidecar is shutting down", hint="try again"))
-        except BaseException:  # noqa: BLE001 - whatever ends this thread must be seen: nobody else computes
+        except BaseException:  # whatever ends this thread must be seen: nobody else computes
             log.critical("the engine's thread has died", exc_info=True)
             self._end(EngineFailure("the engine has stopped", hint="restart the sidecar; its log says why the engine stopped"))
             self._on_health(False)

@@ -31,7 +31,7 @@ from nv_embed_sidecar.settings import Settings
 log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Embedder"].full_name
-BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
+BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
 SOCKET_MODE = 0o666
 
 OPTIONS = (

@@ -1,8 +1,8 @@
 """
 nv_embed.v1 over gRPC.
 
-A call is checked, tokenised in its own thread, queued with the scheduler and answered at the width it asked for. Every failure leaves as a status of the
-table in `nv_embed/errors.py`; the texts of a call are never logged and never appear in an answer.
+A call is checked, tokenised in its own thread, queued with the scheduler and answered at the width it asked for. Every failure leaves as a status
+of the table in `nv_embed/errors.py`; the texts of a call are never logged and never appear in an answer.
 
 In:  protobuf requests      Out: protobuf answers, or a status with trailing metadata
 """
@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
@@ -23,6 +23,7 @@ from nv_embed.errors import DeadlineExceeded, EmbedError, EngineFailure, Invalid
 from nv_embed.proto import nv_embed_pb2 as pb
 from nv_embed.proto.nv_embed_pb2_grpc import EmbedderServicer
 from nv_embed_sidecar import chunking
+from nv_embed_sidecar.engines import Vectors
 from nv_embed_sidecar.models import Model, Models
 from nv_embed_sidecar.pooling import truncate
 from nv_embed_sidecar.scheduler import Scheduler
@@ -113,7 +114,7 @@ class Service(EmbedderServicer):
         ids = model.tokenizer.encode(request.texts, input_type, cut)
         future = self._scheduler.submit(model.engine, ids, interactive=interactive, deadline=deadline)
         # gRPC calls back when the caller cancels, hangs up or runs out of time.
-        if not context.add_callback(future.cancel):
+        if not context.add_callback(lambda: _give_up(future)):
             future.cancel()
         answer.vectors = truncate(future.result(), dim).astype("<f4", copy=False).tobytes()
         answer.tokens.extend(map(len, ids))
@@ -177,6 +178,10 @@ def _choice(name: str, value: int, choices: dict[int, T]) -> T:
     if value not in choices:
         raise InvalidInput(f"{name} {value} is unknown", hint=f"{name} is one of {', '.join(str(choice) for choice in choices)}")
     return choices[value]
+
+
+def _give_up(future: Future[Vectors]) -> None:
+    future.cancel()
 
 
 def _described(model: Model) -> pb.Model:
