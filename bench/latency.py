@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests")]
 
+import psycopg
 from machine import report
 from servers import running_cluster, running_sidecar, shared_folder
 

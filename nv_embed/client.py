@@ -42,7 +42,7 @@ CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 250),
     (
         "grpc.service_config",
         json.dumps(
@@ -51,9 +51,9 @@ CHANNEL_OPTIONS = (
                     {
                         "name": [{"service": "nv_embed.v1.Embedder"}],
                         "retryPolicy": {
-                            "maxAttempts": 3,
+                            "maxAttempts": 5,
                             "initialBackoff": "0.1s",
-                            "maxBackoff": "0.5s",
+                            "maxBackoff": "0.25s",
                             "backoffMultiplier": 2,
                             "retryableStatusCodes": ["UNAVAILABLE"],
                         },
