@@ -80,11 +80,11 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "answers"), [("README.md", [("Dynamo",)]), ("docs/quickstart.md", [("Dynamo",), ("Violin",), ("Bread",)])])
-def test_every_block_of_the_page_runs(reader: Reader, page: str, answers: list[tuple[str]]) -> None:
+@pytest.mark.parametrize(("page", "answers"), [("README.md", ["Dynamo"]), ("docs/quickstart.md", ["Dynamo", "Violin", "Bread", "Bread"])])
+def test_every_block_of_the_page_runs(reader: Reader, page: str, answers: list[str]) -> None:
     found = blocks(page)
     assert len(found) >= 5
     for language, block in found:
         {"sh": reader.shell, "sql": reader.sql, "python": reader.python}[language](block)
-    first_titles = [answer[0][:1] for answer in reader.answers if answer]
-    assert [title for title in first_titles if title in answers] == sorted(answers, key=first_titles.index)
+    firsts = [answer[0][0] for answer in reader.answers if answer]
+    assert [first for first in firsts if first in answers] == answers
