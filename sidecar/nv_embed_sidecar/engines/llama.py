@@ -232,7 +232,8 @@ class LlamaEngine:
         read = LlamaConfig.read(config)
         with torch.device("meta"):
             model = BidirectionalLlama(read)
-        state = {name: tensor.to(device.device, device.dtype) for name, tensor in _tensors(files)}
+        # Copied, because tensors mapped from a file are not aligned: slower, and other last digits for another order of the same weights.
+        state = {name: tensor.to(device.device, device.dtype, copy=True) for name, tensor in _tensors(files)}
         try:
             model.load_state_dict(state, strict=True, assign=True)
         except RuntimeError as error:
