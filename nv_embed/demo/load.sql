@@ -1,0 +1,1 @@
+COPY public.python_docs (name, kind, signature, doc) FROM STDIN
