@@ -28,12 +28,6 @@ def up(
     ] = None,
 ) -> None:
     """Start a private Postgres and a sidecar."""
-    bring_up(model)
-    _say_how_to_go_on()
-
-
-def bring_up(model: str | None = None) -> "Servers":
-    """Make everything run that `up` is about; a model of None is the one that runs already, else the default."""
     from nv_embed.cli.private import alone, servers
     from nv_embed.cli.screen import note
 
@@ -46,7 +40,7 @@ def bring_up(model: str | None = None) -> "Servers":
         start_postgres(private)
         serving = start_sidecar(private, model)
         install_extension(private, serving)
-    return private
+    _say_how_to_go_on()
 
 
 def down(
