@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from nv_embed_sidecar.engines.llama import LlamaConfig, LlamaEngine, rope_frequencies
+from nv_embed_sidecar.models import Model, load
+from nv_embed_sidecar.settings import Settings
+from nv_embed_sidecar.tokenising import InputType, Truncate
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -16,10 +20,6 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
 from nv_embed.errors import EmbedError, InvalidInput
-from nv_embed_sidecar.engines.llama import LlamaConfig, LlamaEngine, rope_frequencies
-from nv_embed_sidecar.models import Model, load
-from nv_embed_sidecar.settings import Settings
-from nv_embed_sidecar.tokenising import InputType, Truncate
 
 CONFIG = {
     "architectures": ["LlamaBidirectionalModel"],

