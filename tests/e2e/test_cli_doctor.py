@@ -14,6 +14,7 @@ import pytest
 from program import Done, Program, eventually, failed, program_with_own_home, succeeded
 from servers import Sidecar, shared_folder
 
+from nv_embed import __version__
 from nv_embed.cluster import Cluster
 from nv_embed.home import pg_bin, pgroot
 
@@ -124,6 +125,18 @@ def test_a_broken_python_bundle_is_found(program: Program, other_pgroot: Path) -
     bundle = other_pgroot / library().relative_to(pgroot()) / "nv_embed"
     shutil.rmtree(bundle / "orjson")
     assert "orjson" in faults(program("doctor", "--json", NV_EMBED_PGROOT=str(other_pgroot)))["Python bundle of the server"][1]
+
+
+def test_up_updates_the_extension_of_an_older_database(up: Program, other_pgroot: Path) -> None:
+    succeeded(up("down"))
+    control = share(other_pgroot) / "nv_embed.control"
+    control.write_text(control.read_text().replace(__version__, "99.0.0"))
+    (share(other_pgroot) / f"nv_embed--{__version__}--99.0.0.sql").write_text("-- nothing to do\n")
+    try:
+        assert f"99.0.0, updated from {__version__}" in succeeded(up("up", "--model", "fake", NV_EMBED_PGROOT=str(other_pgroot)))
+        assert up.status()["postgres"]["extensions"]["nv_embed"] == "99.0.0"
+    finally:
+        succeeded(up("down", "--delete-data"))
 
 
 def share(root: Path) -> Path:
