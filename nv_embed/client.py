@@ -29,7 +29,7 @@ from nv_embed.proto.nv_embed_pb2_grpc import EmbedderStub
 DEFAULT_TIMEOUT_S = 60.0
 
 PAGE_TEXTS = 256
-PAGE_BYTES = 512 * 1024
+PAGE_BYTES = 64 * 1024
 PAGES_UNDER_WAY = 2
 
 INPUT_TYPES = {"passage": pb.INPUT_TYPE_PASSAGE, "query": pb.INPUT_TYPE_QUERY}
