@@ -214,9 +214,7 @@ def _load(name: str, settings: Settings) -> Model:
         raise
     except Exception as error:
         log.debug("loading %s failed", directory, exc_info=True)
-        raise UnknownModel(
-            f"the files of model {name} in {directory} cannot be used: {_one_line(error)}", hint="is the download complete?"
-        ) from error
+        raise UnknownModel(f"the model in {directory} cannot be used: {_one_line(error)}", hint="is the download complete?") from error
 
 
 def _fake(settings: Settings) -> Model:
@@ -327,6 +325,7 @@ def _max_tokens(sentence: dict[str, Any], config: dict[str, Any], directory: Pat
 
 
 def _from_card(card: Card, known: Known, settings: Settings) -> Model:
+    fingerprint = revision(card)
     special = None
     if card.bidirectional_llama:
         # In front the begin-of-text token and behind nothing, whatever the template in the tokenizer's file says.
@@ -337,7 +336,7 @@ def _from_card(card: Card, known: Known, settings: Settings) -> Model:
     )
     engine = _engine(card, settings)
     trained = tuple(sorted({engine.width, *(dim for dim in known.dims if dim < engine.width)}, reverse=True))
-    return Model(known.name, known.aliases, revision(card), trained, _declared(settings, trained), card.pooling, tokenizer, engine)
+    return Model(known.name, known.aliases, fingerprint, trained, _declared(settings, trained), card.pooling, tokenizer, engine)
 
 
 def _engine(card: Card, settings: Settings) -> Engine:

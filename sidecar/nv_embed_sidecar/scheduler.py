@@ -99,6 +99,11 @@ class Scheduler:
             self._changed.notify()
         self._thread.join()
 
+    def waiting_texts(self) -> int:
+        """Texts of both priorities that are not yet in a batch."""
+        with self._changed:
+            return self._interactive.texts + self._bulk.texts
+
     def check(self, texts: int, *, interactive: bool) -> None:
         """Refuse a request that would not be taken, before it costs its tokenising.
 

@@ -51,6 +51,7 @@ class Server:
 
     Attributes:
         addresses: where it listens, with real port numbers.
+        scheduler: what its calls wait in.
     """
 
     def __init__(self, models: Models, settings: Settings) -> None:
@@ -63,16 +64,16 @@ class Server:
         devices = {model.engine.device for model in models}
         batch_tokens = settings.batch_tokens or min(BATCH_TOKENS[device] for device in devices)
         limits = Limits(batch_tokens, settings.max_queue_texts, settings.max_queue_tokens, queue_requests=2 * share)
-        self._scheduler = Scheduler(limits, self._set_health)
+        self.scheduler = Scheduler(limits, self._set_health)
         request_limits = RequestLimits(settings.max_request_texts, settings.max_request_bytes, settings.max_text_bytes)
         self._server = grpc.server(futures.ThreadPoolExecutor(settings.rpc_threads, thread_name_prefix="rpc"), options=OPTIONS)
-        add_EmbedderServicer_to_server(Service(models, self._scheduler, request_limits, max_streams=share), self._server)
+        add_EmbedderServicer_to_server(Service(models, self.scheduler, request_limits, max_streams=share), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         self.addresses = tuple(_listen(self._server, address) for address in settings.listen)
 
     def start(self) -> None:
-        self._scheduler.start()
+        self.scheduler.start()
         self._set_health(True)
         self._server.start()
         for address in self.addresses:
@@ -86,7 +87,7 @@ class Server:
             self._draining = True
             self._health.enter_graceful_shutdown()
         self._server.stop(self._drain_s).wait()
-        self._scheduler.close()
+        self.scheduler.close()
 
     def _set_health(self, healthy: bool) -> None:
         status = health_pb2.HealthCheckResponse.SERVING if healthy else health_pb2.HealthCheckResponse.NOT_SERVING

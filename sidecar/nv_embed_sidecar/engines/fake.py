@@ -68,6 +68,6 @@ def _direction(token_id: int) -> bytes:
 def _vector(ids: Sequence[int]) -> Vectors:
     packed = numpy.frombuffer(b"".join(map(_direction, ids)), dtype=numpy.uint8).reshape(len(ids), WIDTH // 8)
     signs = numpy.unpackbits(packed, axis=1).astype(numpy.float32) * 2 - 1
-    weights = numpy.array([token_id & (1 << LENGTH_BITS) - 1 for token_id in ids], dtype=numpy.float32)
+    weights = numpy.array([max(token_id & (1 << LENGTH_BITS) - 1, 1) for token_id in ids], dtype=numpy.float32)
     vector: Vectors = weights @ signs / weights.sum()
     return vector
