@@ -56,3 +56,6 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON nv_embed.embedding, nv_embed.generation 
 
 SELECT pg_catalog.pg_extension_config_dump('nv_embed.embedding', '');
 SELECT pg_catalog.pg_extension_config_dump('nv_embed.generation', '');
+-- The sequences too: a restored database must not give out a declaration's number again.
+SELECT pg_catalog.pg_extension_config_dump('nv_embed.embedding_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('nv_embed.generation_id_seq', '');
