@@ -37,7 +37,7 @@ K = 5
 DIM = 384
 """The width of the stored vectors, where the model was trained for it; else its native one."""
 
-PAGE_ROWS = 256
+PAGE_ROWS = 128
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -145,12 +145,13 @@ def run(screen: Screen, *, keep: bool, json_output: bool, limit: int | None, mod
         served = Model(*_one(connection, "model"))
         begun = time.perf_counter()
         with screen.busy("Reading the documentation of Python's standard library"):
-            entries = select(corpus.read(), asked, limit)
+            every = corpus.read()
         read_s = time.perf_counter() - begun
+        entries = select(every, asked, limit)
         screen.heading("Texts")
         screen.done(
-            f"{len(entries):,} docstrings of the standard library of Python {platform.python_version()}, read in {read_s:.1f} s: "
-            f"{count_kinds(entries)}."
+            f"{len(every):,} docstrings of the standard library of Python {platform.python_version()}, read in {read_s:.1f} s: {count_kinds(every)}."
+            + (f" {len(entries):,} of them are used." if len(entries) < len(every) else "")
         )
         with table(connection, running, keep=keep):
             connection.execute(_sql("declare"), {"dim": served.dim})
@@ -346,17 +347,17 @@ def median_ms(found: Sequence[Found]) -> float:
 
 def show_answers(screen: Screen, answered: Sequence[Answered]) -> None:
     screen.heading("Questions and first answers")
-    screen.line(f"✓ is right; 2 to {K}: the first answer is not, the one at that place is; ✗: none of the first {K} is. By meaning, with its cosine.")
+    screen.line(f"✓ is right; 2 to {K}: the first answer is not, the one at that place is; ✗: none of the first {K} is. The number is the cosine.")
     screen.line()
     rows = [
         (
             each.question.ask,
-            Text.assemble(_mark(each.by_meaning), _first(each.by_meaning), (f" {each.by_meaning.hits[0].score:.2f}", "dim")),
+            Text.assemble(_mark(each.by_meaning), *((f"{hit.score:.2f} ", "dim") for hit in each.by_meaning.hits[:1]), _first(each.by_meaning)),
             Text.assemble(_mark(each.by_words), _first(each.by_words)),
         )
         for each in answered
     ]
-    screen.table(("question", "by meaning: nv_search", "by full text"), rows, widths=(8, 7, 6))
+    screen.table(("question", "by meaning: nv_search", "by full text"), rows, widths=(7, 7, 5))
 
 
 def _mark(found: Found) -> tuple[str, str]:

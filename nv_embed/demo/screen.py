@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-PLAIN_WIDTH = 120
+PLAIN_WIDTH = 140
 MOST_WIDTH = 140
 
 PLAIN_EVERY_S = 5.0
@@ -95,10 +95,16 @@ class Screen:
         yield update
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Text | str]], *, widths: Sequence[int] = (), numbers: bool = False) -> None:
-        """A table. `widths` are shares of the whole; without them each column is as wide as it must be. `numbers`: all but the first are numbers."""
+        """A table. `numbers`: all columns but the first are. `widths`: shares of the whole; the first column is wrapped, the others are cut."""
         table = Table(box=box.SIMPLE_HEAD if self.is_terminal else None, expand=bool(widths), pad_edge=False, header_style="bold")
         for place, column in enumerate(columns):
-            table.add_column(column, ratio=widths[place] if widths else None, justify="right" if numbers and place else "left", overflow="fold")
+            table.add_column(
+                column,
+                ratio=widths[place] if widths else None,
+                justify="right" if numbers and place else "left",
+                no_wrap=place > 0,
+                overflow="ellipsis" if place else "fold",
+            )
         for row in rows:
             table.add_row(*row)
         self.console.print(table)
