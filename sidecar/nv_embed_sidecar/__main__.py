@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -61,8 +62,8 @@ def serve(
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. A second signal ends the process at once."""
-    stop = _stop_on_signals()
+    """Serve until SIGTERM or SIGINT. A second signal, or one while the models are still being loaded, ends the process at once."""
+    _on_signals(_exit)
     # On a shared machine, threads that spin while they wait for each other make short texts ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # gRPC and NumPy are imported behind the signal handlers and the check of the command line: both should answer at once.
@@ -72,6 +73,8 @@ def run(settings: Settings) -> None:
     loaded = models.load(settings)
     serving = server.Server(loaded, settings)
     serving.start()
+    stop = threading.Event()
+    _on_signals(lambda number: _exit(number) if stop.is_set() else stop.set())
     print(server.announce(serving, loaded, settings.ready_file), flush=True)
     stop.wait()
     log.info("stopping: calls under way have %g s to finish", settings.drain_s)
@@ -88,18 +91,17 @@ def _settings(given: dict[str, Any]) -> Settings:
         raise
 
 
-def _stop_on_signals() -> threading.Event:
-    stop = threading.Event()
-
-    def handle(number: int, frame: FrameType | None) -> None:
+def _on_signals(handle: Callable[[int], None]) -> None:
+    def handler(number: int, frame: FrameType | None) -> None:
         del frame
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
+        handle(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handle)
-    return stop
+        signal.signal(number, handler)
+
+
+def _exit(number: int) -> None:
+    os._exit(128 + number)
 
 
 def _fail(message: str, code: int) -> None:

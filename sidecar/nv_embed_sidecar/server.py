@@ -8,12 +8,10 @@ import json
 import logging
 import os
 import socket
-import stat
-import tempfile
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -42,8 +40,28 @@ OPTIONS = (
 )
 
 
-class CannotListen(EmbedError):
-    """An address is taken, or not one of this machine."""
+class CannotStart(EmbedError):
+    """An address is taken or not one of this machine, or a file cannot be written."""
+
+
+class Health(health.HealthServicer):
+    """The standard health service. Its streams end when the sidecar drains: an open one would hold up every drain for its full time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watchers: list[Callable[[object], None]] = []
+
+    def Watch(self, request: Any, context: Any, send_response_callback: Any = None) -> Any:
+        if send_response_callback is not None:
+            self._watchers.append(send_response_callback)
+            context.add_callback(lambda: self._watchers.remove(send_response_callback))
+        return super().Watch(request, context, send_response_callback)
+
+    def drain(self) -> None:
+        """Tell everyone that nothing is served any more, and end the streams."""
+        self.enter_graceful_shutdown()
+        for end in list(self._watchers):
+            end(None)
 
 
 class Server:
@@ -55,10 +73,8 @@ class Server:
     """
 
     def __init__(self, models: Models, settings: Settings) -> None:
-        self._health = health.HealthServicer()
+        self._health = Health()
         self._drain_s = settings.drain_s
-        self._stopping = threading.Lock()
-        self._draining = False
         # A quarter of the threads stays free of bulk requests and of streams, so that a query always finds one.
         share = settings.rpc_threads // 4
         devices = {model.engine.device for model in models}
@@ -83,18 +99,14 @@ class Server:
 
     def stop(self) -> None:
         """Refuse new calls, let those under way finish for at most `drain_s`, and end."""
-        with self._stopping:
-            self._draining = True
-            self._health.enter_graceful_shutdown()
+        self._health.drain()
         self._server.stop(self._drain_s).wait()
         self.scheduler.close()
 
     def _set_health(self, healthy: bool) -> None:
         status = health_pb2.HealthCheckResponse.SERVING if healthy else health_pb2.HealthCheckResponse.NOT_SERVING
-        with self._stopping:
-            if not self._draining:
-                for service in (health.OVERALL_HEALTH, SERVICE):
-                    self._health.set(service, status)
+        for service in (health.OVERALL_HEALTH, SERVICE):
+            self._health.set(service, status)
 
 
 def announce(server: Server, models: Models, ready_file: Path | None) -> str:
@@ -102,10 +114,12 @@ def announce(server: Server, models: Models, ready_file: Path | None) -> str:
     names = [model.name for model in models]
     if ready_file is not None:
         said = {"pid": os.getpid(), "addresses": list(server.addresses), "models": names}
-        with tempfile.NamedTemporaryFile("w", dir=ready_file.parent, delete=False) as file:
-            file.write(json.dumps(said))
-        Path(file.name).chmod(0o644)
-        Path(file.name).replace(ready_file)
+        new = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
+        try:
+            new.write_text(json.dumps(said))
+            new.replace(ready_file)
+        except OSError as error:
+            raise CannotStart(f"cannot write {ready_file}: {error.strerror}", hint="name a file in a folder that this user may write to") from error
     return f"nv_embed_sidecar: serving {', '.join(names)} on {', '.join(server.addresses)}"
 
 
@@ -113,36 +127,43 @@ def _listen(server: grpc.Server, address: str) -> str:
     """Bind one address, and say it with its real port.
 
     Raises:
-        CannotListen: it is taken, or not to be had.
+        CannotStart: it is taken, or not to be had.
     """
-    if address.startswith("unix:"):
-        _remove_stale(Path(address.removeprefix("unix:")))
+    taken = CannotStart(f"cannot listen on {address}", hint="is another program listening there, and may this user?")
+    if address.startswith("unix:") and not _is_free(Path(address.removeprefix("unix:"))):
+        raise taken
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
-        raise CannotListen(f"cannot listen on {address}", hint="is another program listening there, and may this user?") from error
+        raise taken from error
     host, colon, wanted = address.rpartition(":")
     return f"{host}{colon}{port}" if wanted == "0" and not address.startswith("unix:") else address
 
 
-def _remove_stale(path: Path) -> None:
-    """Remove the socket file that a sidecar left which was killed; one that somebody listens on stays."""
-    if not path.exists() or not stat.S_ISSOCK(path.stat().st_mode):
-        return
+def _is_free(path: Path) -> bool:
+    """Whether nothing is at a socket's path, or only what a killed sidecar left: gRPC would take the path from one that still listens."""
+    if not path.exists():
+        return True
+    if not path.is_socket():
+        return False
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
             path.unlink()
+            return True
+        except OSError:
+            return False
+    return False
 
 
 def check_addresses(addresses: Sequence[str]) -> None:
     """Refuse what is no address before a model is loaded for it.
 
     Raises:
-        CannotListen: an address is neither `host:port` nor `unix:/path`.
+        CannotStart: an address is neither `host:port` nor `unix:/path`.
     """
     for address in addresses:
         _, colon, port = address.rpartition(":")
         if not address.startswith("unix:/") and not (colon and port.isdigit() and int(port) < 65536):
-            raise CannotListen(f"'{address}' is not an address", hint="give host:port, host:0 for any free port, or unix:/path")
+            raise CannotStart(f"'{address}' is not an address", hint="give host:port, host:0 for any free port, or unix:/path")
