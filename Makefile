@@ -49,7 +49,7 @@ proto-check: setup
 	    cmp -s $$file build/proto/$$file || { echo "$$file is not what $(proto).proto says: run make proto" >&2; exit 1; }; done
 
 bench: setup ## Benchmarks: each prints its ratio
-	@for benchmark in bench/*.py; do echo "== $$benchmark"; $(bin)/python $$benchmark || exit 1; done
+	@for benchmark in $$(grep -l __main__ bench/*.py); do echo "== $$benchmark"; $(bin)/python $$benchmark || exit 1; done
 
 lock: ## Pin the newest versions that pyproject.toml allows in constraints.txt
 	@setup/lock.sh
