@@ -55,5 +55,6 @@ lock: ## Pin the newest versions that pyproject.toml allows in constraints.txt
 	@setup/lock.sh
 
 clean: down ## Remove what was built here; `make setup` brings it back
-	@cd "$$(/usr/bin/python3 -m nv_embed.home)" 2>/dev/null && rm -rf pgroot data run log build state.json || true
+	@home=$$(/usr/bin/python3 -m nv_embed.home) && cd "$$home" 2>/dev/null && rm -rf pgroot data run log build state.json lock && \
+	    rmdir --ignore-fail-on-non-empty "$$home" || true
 	@rm -rf .venv build
