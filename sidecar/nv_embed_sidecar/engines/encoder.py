@@ -19,6 +19,9 @@ from nv_embed_sidecar.engines.padding import groups, pad
 from nv_embed_sidecar.engines.torch_device import TorchDevice
 from nv_embed_sidecar.pooling import POOLINGS
 
+ONE_CORE_WORK = 400e6
+"""Weights times tokens up to which one core is quicker than several: they lose more by waiting for each other than they gain."""
+
 
 class EncoderEngine:
     """A transformers encoder and a pooling."""
@@ -27,6 +30,8 @@ class EncoderEngine:
         self._encoder = encoder
         self._pool = POOLINGS[pooling]
         self._device = device.device
+        self._threads = device.threads
+        self._weights = sum(weight.numel() for name, weight in encoder.named_parameters() if "embeddings" not in name)
         self.width = int(encoder.config.hidden_size)
         self.device = device.device.type
         self.precision = device.precision
@@ -47,6 +52,7 @@ class EncoderEngine:
         return cls(encoder.to(device.device).eval(), pooling, device)
 
     def encode(self, batch: Sequence[Sequence[int]]) -> Vectors:
+        torch.set_num_threads(1 if sum(map(len, batch)) * self._weights <= ONE_CORE_WORK else self._threads)
         vectors = numpy.empty((len(batch), self.width), dtype=numpy.float32)
         for positions in groups([len(ids) for ids in batch]):
             vectors[positions] = self._encode_padded([batch[position] for position in positions])

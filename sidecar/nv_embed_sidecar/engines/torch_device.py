@@ -13,8 +13,11 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class TorchDevice:
+    """A device, the numbers on it, and the cores for arithmetic that runs on the CPU."""
+
     device: torch.device
     precision: str
+    threads: int
 
     @property
     def dtype(self) -> torch.dtype:
@@ -32,4 +35,4 @@ def choose(device: str, precision: str, threads: int) -> TorchDevice:
     if device == "cuda" and not cuda:
         raise InvalidInput("there is no CUDA device", hint="use --device cpu, or check the driver with nvidia-smi")
     chosen = "cuda" if cuda and device != "cpu" else "cpu"
-    return TorchDevice(torch.device(chosen), ("bf16" if chosen == "cuda" else "fp32") if precision == "auto" else precision)
+    return TorchDevice(torch.device(chosen), ("bf16" if chosen == "cuda" else "fp32") if precision == "auto" else precision, threads)
