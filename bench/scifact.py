@@ -13,6 +13,7 @@ import argparse
 import csv
 import gzip
 import json
+import os
 import statistics
 import sys
 import time
@@ -54,6 +55,12 @@ class Collection:
 
 @dataclass(frozen=True)
 class Result:
+    """What was measured.
+
+    Attributes:
+        load_average: the machine's, over the minute before; the times mean little where it is not near 0.
+    """
+
     collection: str
     split: str
     model: str
@@ -67,6 +74,7 @@ class Result:
     rows_per_s: float
     query_median_ms: float
     query_p95_ms: float
+    load_average: float
     machine: str
 
 
@@ -120,6 +128,7 @@ def schema(connection: Connection) -> Iterator[None]:
 
 def measure(connection: Connection, collection: Collection, split: str) -> Result:
     connection.execute("SELECT nv_embed.auto_embed('nv_embed_bench.docs', source => '{title} {body}', truncate => 'END')")
+    load_average = os.getloadavg()[0]
     load_s = load(connection, collection.documents)
     found, seconds = {}, []
     for query, text in collection.queries.items():
@@ -145,6 +154,7 @@ def measure(connection: Connection, collection: Collection, split: str) -> Resul
         rows_per_s=len(collection.documents) / load_s,
         query_median_ms=1000 * statistics.median(seconds),
         query_p95_ms=1000 * statistics.quantiles(seconds, n=20)[-1],
+        load_average=load_average,
         machine=machine(),
     )
 
@@ -176,7 +186,7 @@ def as_text(result: Result) -> str:
             f"- {result.documents:,} documents copied and embedded in {result.load_s:.1f} s: {result.rows_per_s:.1f} rows/s",
             f"- a query: median {result.query_median_ms:.1f} ms, 95 % within {result.query_p95_ms:.1f} ms",
             f"- model {result.model}, revision {result.revision}, {result.dim} dimensions",
-            f"- {result.machine}",
+            f"- {result.machine}; load average before: {result.load_average:.1f}",
             "",
         ]
     )
