@@ -11,7 +11,7 @@ help: ## Say what can be done
 	@echo 'make TARGET, with TARGET one of:'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 	@printf '%s\n' '' 'Variables for setup: PYTHON=/path  PG_MAJOR=17  TORCH=debian|cpu|cuda  TORCH_INDEX_URL=index with torch for the CPU' \
-	    'Variables for test:  ARGS="what pytest takes"'
+	    'Variables for test:  ARGS="what pytest takes"' 'Variables for demo:  KEEP=1 leaves the table and the servers'
 
 setup: ## Install what is missing: Debian packages (as root), pgvector, the extension, .venv
 	@setup/setup.sh
@@ -20,7 +20,7 @@ setup-system: ## Debian packages only: the part of set-up that needs root
 	@setup/setup.sh system
 
 demo: setup ## From nothing to a search by meaning, on the documentation of Python
-	@$(bin)/nv-embed demo
+	@$(bin)/nv-embed demo $(if $(KEEP),--keep)
 
 up: setup ## Start a private Postgres and a sidecar; `.venv/bin/nv-embed dsn` prints the URL
 	@$(bin)/nv-embed up
