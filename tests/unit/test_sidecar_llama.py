@@ -9,6 +9,7 @@ import numpy
 import pytest
 import torch
 from nv_embed_sidecar.engines.llama import LlamaConfig, LlamaEngine, rope_frequencies
+from nv_embed_sidecar.engines.padding import groups
 from nv_embed_sidecar.models import Model, load
 from nv_embed_sidecar.settings import Settings
 from nv_embed_sidecar.tokenising import InputType, Truncate
@@ -177,6 +178,13 @@ def test_vectors_agree_with_a_float64_reference_whatever_they_are_batched_with(c
     assert cosines(together, expected).min() >= 0.99999
     assert cosines(alone, expected).min() >= 0.99999
     numpy.testing.assert_allclose(together, expected, rtol=2e-4, atol=2e-4)
+
+
+def test_padding_beside_a_longer_neighbour_does_not_change_a_vector(checkpoint: Path) -> None:
+    engine = served(checkpoint).engine
+    texts = [[BOS, *range(5, 5 + length)] for length in (40, 39, 38)]
+    assert len(list(groups([len(ids) for ids in texts]))) == 1, "they share a padded batch"
+    numpy.testing.assert_allclose(engine.encode(texts), [reference_vector(ids) for ids in texts], rtol=2e-4, atol=2e-4)
 
 
 def test_the_last_token_changes_the_first_tokens_hidden_state(checkpoint: Path) -> None:
