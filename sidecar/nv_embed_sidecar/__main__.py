@@ -70,6 +70,8 @@ def run(settings: Settings) -> None:
     from nv_embed_sidecar import models, server
 
     server.check_addresses(settings.listen)
+    if settings.ready_file is not None:
+        settings.ready_file.unlink(missing_ok=True)
     loaded = models.load(settings)
     serving = server.Server(loaded, settings)
     serving.start()

@@ -11,7 +11,8 @@ import hashlib
 import importlib.util
 import json
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,7 @@ class Models:
                 if self._by_name.setdefault(name.casefold(), model) is not model:
                     raise InvalidInput(f"two models are called {name}", hint="give each --model once, and directories different names")
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Model]:
         return iter(self._models)
 
     def find(self, name: str, revision: str = "") -> Model:
@@ -184,7 +185,16 @@ def load(settings: Settings) -> Models:
     Raises:
         EmbedError: a model cannot be had or is of a kind that is not supported.
     """
-    return Models([_load(_chosen(name, settings), settings) for name in settings.models])
+    models = []
+    for name in settings.models:
+        started = time.monotonic()
+        model = _load(_chosen(name, settings), settings)
+        device, precision = model.engine.device, model.engine.precision
+        log.info(
+            "loaded model=%s revision=%s device=%s precision=%s in %.1f s", model.name, model.revision, device, precision, time.monotonic() - started
+        )
+        models.append(model)
+    return Models(models)
 
 
 def _chosen(name: str, settings: Settings) -> str:

@@ -75,11 +75,11 @@ class Server:
     def __init__(self, models: Models, settings: Settings) -> None:
         self._health = Health()
         self._drain_s = settings.drain_s
-        # A quarter of the threads stays free of bulk requests and of streams, so that a query always finds one.
-        share = settings.rpc_threads // 4
+        # Waiting requests hold threads: three eighths may be bulk, three queries, and one streams. The last eighth answers health, and refuses.
+        share = settings.rpc_threads // 8
         devices = {model.engine.device for model in models}
         batch_tokens = settings.batch_tokens or min(BATCH_TOKENS[device] for device in devices)
-        limits = Limits(batch_tokens, settings.max_queue_texts, settings.max_queue_tokens, queue_requests=2 * share)
+        limits = Limits(batch_tokens, settings.max_queue_texts, settings.max_queue_tokens, queue_requests=3 * share)
         self.scheduler = Scheduler(limits, self._set_health)
         request_limits = RequestLimits(settings.max_request_texts, settings.max_request_bytes, settings.max_text_bytes)
         self._server = grpc.server(futures.ThreadPoolExecutor(settings.rpc_threads, thread_name_prefix="rpc"), options=OPTIONS)

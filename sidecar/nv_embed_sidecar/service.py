@@ -64,15 +64,16 @@ class Service(EmbedderServicer):
 
     def Embed(self, request: pb.EmbedRequest, context: grpc.ServicerContext) -> pb.EmbedResponse:
         with _statuses(context):
-            return self._embed(request, context)
+            return self._embed(request, context, _Caller(context))
 
     def EmbedStream(self, request_iterator: Iterator[pb.EmbedRequest], context: grpc.ServicerContext) -> Iterator[pb.EmbedResponse]:
         with _statuses(context):
             if not self._streams.acquire(blocking=False):
                 raise Overloaded("too many streams are open", hint="close some, or use Embed", retry_after_s=STREAM_PAUSE_S)
             try:
+                caller = _Caller(context)
                 for request in request_iterator:
-                    yield self._embed(request, context)
+                    yield self._embed(request, context, caller)
             finally:
                 self._streams.release()
 
@@ -99,7 +100,7 @@ class Service(EmbedderServicer):
         with _statuses(context):
             return pb.ListModelsResponse(models=[_described(model) for model in self._models])
 
-    def _embed(self, request: pb.EmbedRequest, context: grpc.ServicerContext) -> pb.EmbedResponse:
+    def _embed(self, request: pb.EmbedRequest, context: grpc.ServicerContext, caller: "_Caller") -> pb.EmbedResponse:
         deadline = time.monotonic() + _time_left(context)
         model = self._models.find(request.model, request.revision)
         dim = model.dim(request.dim)
@@ -113,10 +114,7 @@ class Service(EmbedderServicer):
         self._scheduler.check(len(request.texts), interactive=interactive)
         ids = model.tokenizer.encode(request.texts, input_type, cut)
         future = self._scheduler.submit(model.engine, ids, interactive=interactive, deadline=deadline)
-        # gRPC calls back when the caller cancels, hangs up or runs out of time.
-        if not context.add_callback(lambda: _give_up(future)):
-            future.cancel()
-        answer.vectors = truncate(future.result(), dim).astype("<f4", copy=False).tobytes()
+        answer.vectors = truncate(caller.wait(future), dim).astype("<f4", copy=False).tobytes()
         answer.tokens.extend(map(len, ids))
         return answer
 
@@ -137,6 +135,33 @@ class Service(EmbedderServicer):
             raise InvalidInput(
                 f"{total:,} bytes exceed the limit of {self._limits.request_bytes:,} bytes a request", hint="send the texts in several requests"
             )
+
+
+class _Caller:
+    """Gives up what a call waits for as soon as its caller cancels, hangs up or runs out of time.
+
+    One callback serves a whole stream: gRPC keeps every callback, and what it holds, until the stream ends.
+    """
+
+    def __init__(self, context: grpc.ServicerContext) -> None:
+        self._waits_for: Future[Vectors] | None = None
+        self._gone = False
+        if not context.add_callback(self._give_up):
+            self._gone = True
+
+    def wait(self, future: "Future[Vectors]") -> Vectors:
+        self._waits_for = future
+        if self._gone:
+            future.cancel()
+        try:
+            return future.result()
+        finally:
+            self._waits_for = None
+
+    def _give_up(self) -> None:
+        self._gone = True
+        if (future := self._waits_for) is not None:
+            future.cancel()
 
 
 @contextmanager
@@ -178,10 +203,6 @@ def _choice(name: str, value: int, choices: dict[int, T]) -> T:
     if value not in choices:
         raise InvalidInput(f"{name} {value} is unknown", hint=f"{name} is one of {', '.join(str(choice) for choice in choices)}")
     return choices[value]
-
-
-def _give_up(future: Future[Vectors]) -> None:
-    future.cancel()
 
 
 def _described(model: Model) -> pb.Model:

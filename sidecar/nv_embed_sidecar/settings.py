@@ -49,20 +49,23 @@ class Settings(BaseSettings):
     max_request_texts: int = Field(MAX_REQUEST_TEXTS, ge=1)
     max_request_bytes: int = Field(MAX_REQUEST_BYTES, ge=1)
     max_text_bytes: int = Field(MAX_TEXT_BYTES, ge=1)
-    rpc_threads: int = Field(128, ge=8)
+    rpc_threads: int = Field(256, ge=8)
     drain_s: float = Field(10.0, ge=0)
     ready_file: Path | None = None
     fake_delay_s: float = Field(0.0, ge=0)
 
-    @field_validator("models", "listen", "dims", mode="before")
+    @field_validator("models", "listen", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        """Lists come from the command line as lists whose items may hold commas, and from the environment as one text."""
+        """The environment has one text for a list; the command line repeats the option."""
+        return _parts(value) if isinstance(value, str) else value
+
+    @field_validator("dims", mode="before")
+    @classmethod
+    def _split_each(cls, value: object) -> object:
         if isinstance(value, str):
-            value = [value]
-        if isinstance(value, (list, tuple)):
-            return tuple(part.strip() if isinstance(part, str) else part for item in value for part in _parts(item))
-        return value
+            return _parts(value)
+        return [part for item in value for part in (_parts(item) if isinstance(item, str) else [item])] if isinstance(value, list) else value
 
     @field_validator("dims")
     @classmethod
@@ -72,5 +75,5 @@ class Settings(BaseSettings):
         return tuple(sorted(set(dims), reverse=True))
 
 
-def _parts(item: object) -> list[object]:
-    return [part for part in item.split(",") if part.strip()] if isinstance(item, str) else [item]
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

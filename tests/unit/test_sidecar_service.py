@@ -304,3 +304,52 @@ def test_a_call_that_is_given_up_is_never_computed(give_up: str) -> None:
         assert len(rows(computing.result(WAIT_S))) == 1
         assert engine.texts.get(timeout=WAIT_S) == 3
         assert engine.texts.empty()
+
+
+def test_bulk_callers_leave_threads_for_queries_and_health() -> None:
+    engine = CountingEngine()
+    with serving(engine, rpc_threads=8, batch_tokens=5) as server, connected(server) as stub:
+        bulk = [stub.Embed.future(pb.EmbedRequest(texts=["a b"])) for _ in range(20)]
+        assert eventually(lambda: server.scheduler.waiting_texts() == 3)
+        assert eventually(lambda: sum(call.done() for call in bulk) == 16)
+        assert status(server) == "SERVING"
+        query = stub.Embed.future(pb.EmbedRequest(texts=["a b"], priority=pb.PRIORITY_INTERACTIVE))
+        assert eventually(lambda: server.scheduler.waiting_texts() == 4)
+        for _ in range(20):
+            engine.turnstile.put(None)
+        assert len(rows(query.result(WAIT_S))) == 1
+        outcomes = [call.code() for call in bulk]
+        assert outcomes.count(grpc.StatusCode.OK) == 4
+        assert outcomes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 16
+
+
+def test_streams_are_limited_so_that_open_ones_cannot_hold_every_thread() -> None:
+    with serving(FakeEngine(), rpc_threads=8) as server, connected(server) as stub:
+        requests: SimpleQueue[pb.EmbedRequest | None] = SimpleQueue()
+        requests.put(pb.EmbedRequest(texts=["one"]))
+        first = stub.EmbedStream(iter(requests.get, None))
+        assert next(first).dim == 2048
+        code, _, trailing = refused(lambda: next(stub.EmbedStream(iter([pb.EmbedRequest(texts=["one"])]))))
+        assert code == "RESOURCE_EXHAUSTED"
+        assert trailing["nv-embed-retry-after-s"]
+        requests.put(None)
+        assert list(first) == []
+        assert eventually(lambda: answers(stub))
+
+
+def answers(stub: EmbedderStub) -> bool:
+    try:
+        return next(stub.EmbedStream(iter([pb.EmbedRequest(texts=["one"])]))).dim == 2048
+    except grpc.RpcError:
+        return False
+
+
+def test_a_stream_that_is_given_up_is_not_computed_to_its_end() -> None:
+    engine = CountingEngine()
+    with serving(engine, batch_tokens=5) as server, connected(server) as stub:
+        stream = stub.EmbedStream(iter([pb.EmbedRequest(texts=["a b"] * 50)]))
+        assert engine.texts.get(timeout=WAIT_S) == 1
+        assert server.scheduler.waiting_texts() == 49
+        stream.cancel()
+        assert eventually(lambda: server.scheduler.waiting_texts() == 0)
+        engine.turnstile.put(None)
