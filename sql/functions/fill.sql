@@ -110,10 +110,11 @@ BEGIN
     SELECT string_agg(format('t.%I %s ($1)[f.place][%s]::%s', k.column_name, k.equals, k.place, k.type), ' AND ' ORDER BY k.place)
     INTO matched
     FROM nv_embed.key_columns(e.relation) AS k;
-    -- LIMIT tells the planner how many rows there are, so that it finds a few by the primary key's index and does not read the table for them.
+    -- LIMIT tells the planner how many rows there are, so that it finds a few by the primary key's index and does not read the table for them. Arrays are
+    -- unnested in the select list, which streams; in FROM they would be written to a temporary file first.
     RETURN format(
         'UPDATE %s AS t SET %I = f.vector::%s'
-        ' FROM (SELECT * FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3)) WITH ORDINALITY AS f (text, vector, place) LIMIT $4) AS f'
+        ' FROM (SELECT pg_catalog.unnest($2) AS text, pg_catalog.unnest($3) AS vector, pg_catalog.generate_series(1, $4) AS place LIMIT $4) AS f'
         ' WHERE %s AND %s OPERATOR(pg_catalog.=) f.text',
         nv_embed.qualified(e.relation), g.target, nv_embed.type_sql(g.storage, g.dim), matched, nv_embed.rendered(e.source, 't')
     );
