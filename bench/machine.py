@@ -24,6 +24,11 @@ def machine() -> str:
     return f"{cpu}, {os.cpu_count()} cores ({' '.join(features)}), {memory:.0f} GiB; Python {platform.python_version()}, {versions}"
 
 
+def paired_ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    """Median of the ratios of measurements taken in turns: what else the machine does falls on both."""
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
 def report(name: str, what: str, seconds: Mapping[str, Sequence[float]], ratio: tuple[str, str], *, unit: str = "s") -> None:
     """Print and keep the medians of what was measured, and the ratio of two of them."""
     scale, digits = (1, 3) if unit == "s" else (1000, 2)
@@ -31,8 +36,8 @@ def report(name: str, what: str, seconds: Mapping[str, Sequence[float]], ratio: 
     for label, values in seconds.items():
         middle, least, most = (scale * value for value in (statistics.median(values), min(values), max(values)))
         lines.append(f"| {label} | {middle:.{digits}f} | {least:.{digits}f} | {most:.{digits}f} | {len(values)} |")
-    over, under = (statistics.median(seconds[label]) for label in ratio)
-    lines += ["", f"**{ratio[0]} / {ratio[1]}: {over / under:.3f}**", "", machine(), ""]
+    over, under = (seconds[label] for label in ratio)
+    lines += ["", f"**{ratio[0]} / {ratio[1]}: {paired_ratio(over, under):.3f}**, the median over neighbours in time", "", machine(), ""]
     text = "\n".join(lines)
     print(text)
     RESULTS.mkdir(exist_ok=True)
