@@ -7,7 +7,8 @@ text, never from the prompt or the special tokens.
 In:  texts, an input type      Out: token ids, at most `max_tokens` a text
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,12 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from nv_embed.errors import InvalidInput
+
+PORTION_CHARS = 256 * 1024
+SEGMENT_CHARS = 32 * 1024
+PROMPT_CONTEXT_CHARS = 64
+BETWEEN_WORDS = re.compile(r"(?<=[^\W_]) (?=[^\W_])")
+"""A single space between letters or digits: no vocabulary has a token that reaches over it to the left."""
 
 
 class InputType(Enum):
@@ -68,7 +75,12 @@ class FileVocabulary:
         self.prefix, self.suffix = special if special is not None else self._template()
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        found: list[list[int]] = [[] for _ in texts]
+        for portion in _portions(texts):
+            encodings = self._tokenizer.encode_batch_fast([segment for _, segment in portion], add_special_tokens=False)
+            for (position, _), encoding in zip(portion, encodings, strict=True):
+                found[position] += encoding.ids
+        return found
 
     def ids_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         # A batch of one, because only the batch call works beside other Python threads.
@@ -149,5 +161,31 @@ class TextTokenizer:
         prompt = self.prompts[input_type]
         if not prompt:
             return 0
-        _, spans = self._vocabulary.ids_with_offsets(prompt + text)
+        _, spans = self._vocabulary.ids_with_offsets(prompt + text[:PROMPT_CONTEXT_CHARS])
         return sum(end <= len(prompt) for _, end in spans)
+
+
+def _portions(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
+    """Texts and segments of long texts, each with its text's position, in portions that are tokenised at a time.
+
+    The library needs some hundred bytes for every character that it is tokenising; a long text must not take memory in proportion.
+    """
+    portion: list[tuple[int, str]] = []
+    chars = 0
+    for position, text in enumerate(texts):
+        for segment in _segments(text):
+            if portion and chars + len(segment) > PORTION_CHARS:
+                yield portion
+                portion, chars = [], 0
+            portion.append((position, segment))
+            chars += len(segment)
+    if portion:
+        yield portion
+
+
+def _segments(text: str) -> Iterator[str]:
+    start = 0
+    while len(text) - start > SEGMENT_CHARS and (cut := BETWEEN_WORDS.search(text, start + SEGMENT_CHARS)):
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:] if start else text

