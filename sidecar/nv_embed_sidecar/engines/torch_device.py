@@ -24,6 +24,10 @@ class TorchDevice:
         return PRECISIONS[self.precision]
 
 
+def has_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
 def choose(device: str, precision: str, threads: int) -> TorchDevice:
     """The device that was asked for; `auto` is the GPU where there is one, and half precision only there.
 
@@ -31,7 +35,7 @@ def choose(device: str, precision: str, threads: int) -> TorchDevice:
         InvalidInput: a GPU was asked for and there is none.
     """
     torch.set_num_threads(threads)
-    cuda = torch.cuda.is_available()
+    cuda = has_gpu()
     if device == "cuda" and not cuda:
         raise InvalidInput("there is no CUDA device", hint="use --device cpu, or check the driver with nvidia-smi")
     chosen = "cuda" if cuda and device != "cpu" else "cpu"
