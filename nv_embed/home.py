@@ -149,6 +149,15 @@ def _own_home() -> tuple[Path, str | None]:
     return states / "nv_embed" / elsewhere, f"{nearest} is not yours to write to"
 
 
+def program_name() -> str:
+    """What to type to run `nv-embed`: its name where the shell finds it, else its path."""
+    program, name = Path(sys.executable).with_name("nv-embed"), "nv-embed"
+    found = shutil.which(name)
+    if not program.exists() or (found is not None and Path(found).samefile(program)):
+        return name
+    return str(program.relative_to(Path.cwd())) if program.is_relative_to(Path.cwd()) else str(program)
+
+
 def main(arguments: list[str]) -> int:
     """Print one of the places above, for the Makefile and set-up."""
     answers = {

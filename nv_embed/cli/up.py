@@ -5,8 +5,6 @@
 also after a crash or while another `up` is at work.
 """
 
-import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -135,18 +133,9 @@ def install_extension(private: "Servers", serving: "Serving") -> None:
 def _say_how_to_go_on() -> None:
     from nv_embed.cli.screen import plain
 
-    program = program_name()
+    program = home.program_name()
     plain()
     plain("Go on with:")
     plain(f'  psql "$({program} dsn)" -c "SELECT nv_embed(\'hello\')"')
     plain(f"  {program} status")
     plain(f"  {program} down")
-
-
-def program_name() -> str:
-    """What to type to run this program: its name where the shell finds it, else its path."""
-    program, name = Path(sys.executable).with_name("nv-embed"), "nv-embed"
-    found = shutil.which(name)
-    if not program.exists() or (found is not None and Path(found).samefile(program)):
-        return name
-    return str(program.relative_to(Path.cwd())) if program.is_relative_to(Path.cwd()) else str(program)

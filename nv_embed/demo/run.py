@@ -10,7 +10,6 @@ In:  nothing      Out: a report for people, or one JSON document for programs
 import importlib.metadata
 import json
 import platform
-import shutil
 import signal
 import statistics
 import subprocess
@@ -26,6 +25,7 @@ from typing import Any
 import psycopg
 from rich.text import Text
 
+from nv_embed import home
 from nv_embed.client import Client
 from nv_embed.demo import corpus, questions
 from nv_embed.demo.corpus import Entry
@@ -381,7 +381,7 @@ def show_summary(screen: Screen, served: Model, loaded: Loaded, answered: Sequen
 
 
 def show_how_to_go_on(screen: Screen, *, keep: bool) -> None:
-    program = program_name()
+    program = home.program_name()
     screen.heading("Go on")
     if not keep:
         screen.line(f"  {program} demo --keep      leaves the table and the servers; then:")
@@ -391,15 +391,6 @@ def show_how_to_go_on(screen: Screen, *, keep: bool) -> None:
     screen.line("    INSERT INTO python_docs VALUES ('my.function', 'function', '()', 'Feed the cat.');   -- embedded as it is written")
     screen.line(f"  {program} status · {program} doctor · {program} down")
     screen.line("  docs/quickstart.md: your own table")
-
-
-def program_name() -> str:
-    """What to type: the program's name where the shell finds it, else its path."""
-    program = Path(sys.executable).with_name("nv-embed")
-    found = shutil.which("nv-embed")
-    if not program.exists() or (found is not None and Path(found).samefile(program)):
-        return "nv-embed"
-    return str(program.relative_to(Path.cwd())) if program.is_relative_to(Path.cwd()) else str(program)
 
 
 def as_document(served: Model, loaded: Loaded, answered: Sequence[Answered]) -> Mapping[str, object]:
