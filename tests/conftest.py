@@ -2,6 +2,7 @@
 Fixtures: one PostgreSQL and one fake-engine sidecar for the whole run, a database with the extension, and connections that roll back.
 """
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,9 @@ def pytest_report_header() -> list[str]:
     import grpc
 
     return [f"psycopg {psycopg.__version__}, grpcio {grpc.__version__}"]
+
+
+def pytest_configure() -> None:
+    # Started in the background by a script, we would ignore Ctrl-C, and so would every program that a test starts and interrupts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
