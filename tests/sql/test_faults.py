@@ -148,7 +148,10 @@ def threads_that_take_signals(pid: int) -> list[str]:
     """Threads of a backend, but its main one, that do not block every signal that can be blocked."""
     open_threads = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        status = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines() if ":\t" in line)
+        try:
+            status = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines() if ":\t" in line)
+        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            continue
         blocked = int(status["SigBlk"], 16)
         wanted = sum(1 << (number - 1) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
         if int(task.name) != pid and blocked & wanted != wanted:
