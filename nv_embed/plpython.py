@@ -31,6 +31,8 @@ R = TypeVar("R")
 
 INTERRUPT_CHECK_S = 0.05
 
+QUERY_CANCELED = "57014"
+
 QUERY_CACHE_ENTRIES = 64
 # Long enough for one page of an application, short enough that nobody waits for a new model to be asked.
 QUERY_CACHE_S = 10.0
@@ -76,15 +78,17 @@ def reported_error(plpy: Any) -> type[Exception]:
 
 
 def reports(method: M) -> M:
-    """Let an error of the table reach Postgres with its SQLSTATE and hint, and without the frames it came through."""
+    """Let an error of the table, or a cancelled wait, reach Postgres with its SQLSTATE and hint, and without the frames it came through."""
 
     @wraps(method)
     def reporting(session: "Session", *arguments: Any) -> Any:
         try:
             return method(session, *arguments)
         except EmbedError as error:
-            found = error
-        raise session.as_postgres(found)
+            found = session.postgres_error(error.message, error.sqlstate, error.hint)
+        except session.cancelled as error:
+            found = session.postgres_error(str(error), QUERY_CANCELED)
+        raise found
 
     return cast(M, reporting)
 
@@ -196,11 +200,16 @@ class Session:
             return False, str(error), None
         return status == "SERVING", status, (time.monotonic() - begun) * 1000
 
-    def as_postgres(self, error: EmbedError) -> Exception:
-        """The error as PL/Python hands it on."""
-        reported = self._error(error.message)
-        reported.__dict__.update(sqlstate=error.sqlstate, hint=error.hint or None, detail=None)
-        return reported
+    @property
+    def cancelled(self) -> type[Exception]:
+        """What PL/Python raises when Postgres cancels the statement."""
+        return cast(type[Exception], self._plpy.spiexceptions.QueryCanceled)
+
+    def postgres_error(self, message: str, sqlstate: str, hint: str = "") -> Exception:
+        """An error as PL/Python hands it on."""
+        error = self._error(message)
+        error.__dict__.update(sqlstate=sqlstate, hint=hint or None, detail=None)
+        return error
 
     def _connect(self) -> Client:
         """The client for the configured endpoint; another one after `nv_embed.configure` was called."""

@@ -73,9 +73,10 @@ def test_statement_timeout_ends_a_waiting_call_within_a_fifth_of_a_second(connec
     db.execute("SET statement_timeout = '400ms'")
     for call in ("nv_embed('x')", "nv_embed(ARRAY['x', 'y'])", "nv_embed_query('x')"):
         begun = time.monotonic()
-        with pytest.raises(psycopg.errors.QueryCanceled):
+        with pytest.raises(psycopg.errors.QueryCanceled) as raised:
             db.execute(f"SELECT {call}")
         assert time.monotonic() - begun < 0.4 + 0.2
+        assert raised.value.diag.message_primary == "nv_embed: canceling statement due to statement timeout"
     db.execute("RESET statement_timeout")
     assert one(db, "SELECT serving FROM nv_embed.health()") is True
 
