@@ -12,21 +12,17 @@ re-exports, star imports and aliases. A thing with several names keeps the one i
 In:  the running interpreter's library      Out: `Entry`s, sorted by name
 """
 
-import ast
-import importlib
-import importlib.machinery
-import importlib.util
-import inspect
 import pkgutil
-import re
 import sys
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+
+from nv_embed.demo.bindings import Alias, Binding, Import, Module, Thing
+from nv_embed.demo.compiled import describe, import_compiled, runtime_things
+from nv_embed.demo.source import parse
 
 PUBLIC_NAMES = {"builtins": "", "posixpath": "os.path", "_collections_abc": "collections.abc"}
 """Modules that people know by another name."""
@@ -49,11 +45,6 @@ GENERATED_SUBMODULES = {"encodings"}
 RUNTIME_NAMES = {"hashlib", "multiprocessing"}
 """Modules that make public names at run time; harmless to import."""
 
-WAYS_TO_GROW = {"__all__", "__all__.append", "__all__.extend"}
-
-WINDOWS_TESTS = {"sys.platform == 'win32'", "os.name == 'nt'", "name == 'nt'", "_mswindows", "__name__ == '__main__'"}
-"""Conditions that are false here."""
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -70,66 +61,6 @@ class Entry:
     kind: str
     signature: str
     doc: str
-
-
-@dataclass
-class Thing:
-    """A class, function, method or property.
-
-    Attributes:
-        origin: where it was defined, module and qualified name; two names with one origin are aliases.
-        wraps: the function whose docstring it takes, as written in its source.
-        bases: a class's bases, as written in its source or, from C, as things.
-    """
-
-    origin: tuple[str, str]
-    kind: str
-    signature: str
-    doc: str
-    wraps: str = ""
-    bases: "list[str | Thing]" = field(default_factory=list)
-    members: "dict[str, Thing]" = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Import:
-    """`from module import name`."""
-
-    module: str
-    name: str
-
-
-@dataclass(frozen=True)
-class Alias:
-    """`x = y` or `x = y.z`; with `instance`, `x = y()`."""
-
-    target: str
-    instance: bool = False
-
-
-Binding = Thing | Import | Alias
-
-
-@dataclass
-class Module:
-    """What a module binds at its top level.
-
-    Attributes:
-        exports: the names in `__all__` as far as they are written out; None where there is no `__all__`.
-        exports_more: `__all__` is partly computed.
-        stars: modules whose names it takes over by `import *`.
-    """
-
-    name: str
-    doc: str
-    is_package: bool = False
-    bindings: dict[str, list[Binding]] = field(default_factory=dict)
-    stars: list[str] = field(default_factory=list)
-    exports: set[str] | None = None
-    exports_more: bool = False
-
-    def bind(self, name: str, binding: Binding) -> None:
-        self.bindings.setdefault(name, []).append(binding)
 
 
 def read() -> list[Entry]:
@@ -224,7 +155,7 @@ class Library:
             if thing is not None and self._is_public(module, name, thing):
                 yield name, thing
         if module.name in RUNTIME_NAMES:
-            yield from _runtime_things(module.name)
+            yield from runtime_things(module.name)
 
     def _names(self, module: Module, seen: frozenset[str] = frozenset()) -> set[str]:
         names = set(module.bindings)
@@ -314,11 +245,11 @@ class Library:
         path = self._root.joinpath(*name.split("."))
         for file, is_package in ((path / "__init__.py", True), (path.with_name(path.name + ".py"), False)):
             if file.is_file():
-                return _parse(name, file, is_package)
+                return parse(name, file, is_package)
         if "." in name:
             return None
-        compiled = _import_compiled(name)
-        return _inspect(name, compiled) if compiled is not None else None
+        compiled = None if name in SKIPPED - {"posix"} else import_compiled(name)
+        return describe(name, compiled) if compiled is not None else None
 
 
 @dataclass(frozen=True)
@@ -360,205 +291,3 @@ def _one_name_each(names: Iterable[Named]) -> Iterator[Entry]:
         if " " in named.thing.doc and named.name not in given:  # one word is no documentation
             given.add(named.name)
             yield Entry(named.name, named.kind, named.thing.signature, named.thing.doc)
-
-
-# Python source
-
-
-def _parse(name: str, file: Path, is_package: bool) -> Module:
-    tree = ast.parse(file.read_bytes())
-    module = Module(name, (ast.get_docstring(tree) or "").strip(), is_package)
-    for statement in _executed(tree.body):
-        _bind(module, statement)
-    return module
-
-
-def _executed(statements: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Top-level statements, those inside `if`, `try` and `with` too."""
-    for statement in statements:
-        if isinstance(statement, ast.If):
-            if ast.unparse(statement.test) not in WINDOWS_TESTS:
-                yield from _executed(statement.body)
-            yield from _executed(statement.orelse)
-        elif isinstance(statement, ast.Try):
-            yield from _executed(statement.body)
-            for handler in statement.handlers:
-                yield from _executed(handler.body)
-            yield from _executed(statement.orelse)
-        elif isinstance(statement, ast.With):
-            yield from _executed(statement.body)
-        else:
-            yield statement
-
-
-def _bind(module: Module, statement: ast.stmt) -> None:
-    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        module.bind(statement.name, _thing_from_node(statement, module.name, ""))
-    elif isinstance(statement, ast.ImportFrom):
-        source = _absolute(module, statement)
-        for alias in statement.names:
-            if alias.name == "*":
-                module.stars.append(source)
-            else:
-                module.bind(alias.asname or alias.name, Import(source, alias.name))
-    elif isinstance(statement, ast.Import):
-        for alias in statement.names:
-            module.bind(alias.asname or alias.name, Import(alias.name, ""))
-    else:
-        _bind_assignment(module, statement)
-
-
-def _bind_assignment(module: Module, statement: ast.stmt) -> None:
-    """Aliases, docstrings taken from another function, and every way in which modules write `__all__`."""
-    if isinstance(statement, ast.Assign):
-        _bind_doc(module, statement)
-        targets = [target.id for target in statement.targets if isinstance(target, ast.Name)]
-        value: ast.expr = statement.value
-    elif isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name):
-        targets, value = [statement.target.id], statement.value
-    elif isinstance(statement, ast.Expr) and ast.unparse(statement).startswith("__all__."):
-        targets, value = ["__all__"], statement.value
-    else:
-        return
-    if "__all__" in targets:
-        written = {node.value for node in ast.walk(value) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-        module.exports = (module.exports or set()) | written
-        module.exports_more |= any(isinstance(node, ast.Name | ast.Attribute) and _path(node) not in WAYS_TO_GROW for node in ast.walk(value))
-        return
-    is_instance = isinstance(value, ast.Call)
-    path = _path(value.func if isinstance(value, ast.Call) else value)
-    for target in targets:
-        if path:
-            module.bind(target, Alias(path, is_instance))
-
-
-def _bind_doc(module: Module, statement: ast.Assign) -> None:
-    """`name.__doc__ = other.__doc__`."""
-    name, _, attribute = _path(statement.targets[0]).rpartition(".")
-    source, _, source_attribute = _path(statement.value).rpartition(".")
-    if attribute == source_attribute == "__doc__" and source:
-        for binding in module.bindings.get(name, []):
-            if isinstance(binding, Thing):
-                binding.wraps = source
-
-
-def _path(node: ast.expr) -> str:
-    """`a.b.c` as text; empty for anything else."""
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Attribute):
-        head = _path(node.value)
-        return f"{head}.{node.attr}" if head else ""
-    return ""
-
-
-def _absolute(module: Module, statement: ast.ImportFrom) -> str:
-    if not statement.level:
-        return statement.module or ""
-    parts = module.name.split(".")
-    package = parts[: len(parts) - statement.level + module.is_package]
-    return ".".join([*package, *([statement.module] if statement.module else [])])
-
-
-def _thing_from_node(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, module: str, outer: str) -> Thing:
-    qualified = f"{outer}.{node.name}" if outer else node.name
-    doc = (ast.get_docstring(node) or "").strip()
-    if not isinstance(node, ast.ClassDef):
-        kind = _kind(node) if outer else "function"
-        return Thing((module, qualified), kind, "" if kind == "property" else _signature(node, bool(outer)), doc, _wraps(node))
-    members: dict[str, Thing] = {}
-    for statement in _executed(node.body):
-        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            member = _thing_from_node(statement, module, qualified)
-            if statement.name not in members or not members[statement.name].doc:
-                members[statement.name] = member
-    signature = members["__init__"].signature if "__init__" in members else ""
-    bases: list[str | Thing] = [path for base in node.bases if (path := _path(base))]
-    doc = doc or (members["__init__"].doc if "__init__" in members else "")
-    return Thing((module, qualified), "class", signature, doc, "", bases, members)
-
-
-def _kind(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    decorators = {_path(decorator).rpartition(".")[2] for decorator in node.decorator_list}
-    return "property" if decorators & {"property", "cached_property", "DynamicClassAttribute"} else "method"
-
-
-def _wraps(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    calls = [decorator for decorator in node.decorator_list if isinstance(decorator, ast.Call) and decorator.args]
-    return next((_path(call.args[0]) for call in calls if _path(call.func).endswith("wraps")), "")
-
-
-def _signature(node: ast.FunctionDef | ast.AsyncFunctionDef, is_method: bool) -> str:
-    arguments = node.args
-    first = [*arguments.posonlyargs, *arguments.args][:1]
-    if is_method and first and first[0].arg in ("self", "cls"):
-        (arguments.posonlyargs or arguments.args).pop(0)
-    return f"({ast.unparse(arguments)})"
-
-
-# C modules
-
-
-def _import_compiled(name: str) -> ModuleType | None:
-    """The module if it is compiled; Python source is never run."""
-    if name in SKIPPED - {"posix"} or name not in sys.stdlib_module_names:
-        return None
-    try:
-        spec = importlib.util.find_spec(name)
-        is_compiled = spec is not None and (spec.origin == "built-in" or isinstance(spec.loader, importlib.machinery.ExtensionFileLoader))
-        return importlib.import_module(name) if is_compiled else None
-    except (ImportError, ValueError):
-        return None
-
-
-def _inspect(name: str, compiled: ModuleType) -> Module:
-    module = Module(name, _doc_of(compiled))
-    for key, value in sorted(vars(compiled).items()):
-        if inspect.isclass(value) or inspect.isroutine(value):
-            module.bind(key, _thing_from_object(value, name, key))
-    return module
-
-
-def _runtime_things(name: str) -> Iterator[tuple[str, Thing]]:
-    module = importlib.import_module(name)
-    for key in sorted(module.__all__):
-        value = getattr(module, key, None)
-        function = getattr(value, "__func__", value)
-        if inspect.isroutine(function):
-            yield key, _thing_from_object(function, name, key)
-
-
-def _thing_from_class(cls: type[Any]) -> Thing:
-    thing = Thing((cls.__module__, cls.__qualname__), "class", _signature_of(cls), _doc_of(cls))
-    thing.bases = [_thing_from_class(base) for base in cls.__bases__ if base is not object]
-    for key, value in sorted(vars(cls).items()):
-        if key.startswith("_"):
-            continue
-        function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
-        if inspect.isroutine(function):
-            kind = "method"
-        elif inspect.isdatadescriptor(function):
-            kind = "property"
-        else:
-            continue
-        signature = _signature_of(function) if kind == "method" else ""
-        thing.members[key] = Thing((cls.__module__, f"{cls.__qualname__}.{key}"), kind, signature, _doc_of(function))
-    return thing
-
-
-def _thing_from_object(value: Any, module: str, name: str) -> Thing:
-    if inspect.isclass(value):
-        return _thing_from_class(value)
-    origin = getattr(value, "__module__", None) or module, getattr(value, "__qualname__", name)
-    return Thing(origin, "function", _signature_of(value), _doc_of(value))
-
-
-def _doc_of(value: Any) -> str:
-    doc = value.__doc__
-    return inspect.cleandoc(doc).strip() if isinstance(doc, str) else ""
-
-
-def _signature_of(value: Any) -> str:
-    """As C code states it, without the `$self` or `$module` in front. `inspect.signature` evaluates the defaults, which fails for some."""
-    text = getattr(value, "__text_signature__", None)
-    return re.sub(r"^\(\$\w+(, /)?(, )?", "(", text) if isinstance(text, str) else ""
