@@ -12,7 +12,7 @@ In:  texts      Out: `Page`s of raw float32 rows, or arrays
 import json
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
@@ -153,7 +153,7 @@ class Client:
 
     def embed(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         dim: int | None = None,
         input_type: str = "passage",
@@ -175,14 +175,19 @@ class Client:
             [len(texts), dim] float32 of unit length: a NumPy array where NumPy is installed, else a list of lists.
         Raises:
             EmbedError: one of the classes of `errors.py`.
+            TypeError: `texts` is a single string.
         """
+        if isinstance(texts, str):
+            raise TypeError("texts is one string: give a list of them")
+        texts = list(texts)
         pages = list(self.embed_pages(texts, dim=dim, input_type=input_type, model=model, revision=revision, truncate=truncate, timeout_s=timeout_s))
         try:
             import numpy
         except ImportError:
             return [row.tolist() for page in pages for row in page.rows()]
         width = pages[0].dim if pages else dim or 0
-        return numpy.frombuffer(b"".join(page.vectors for page in pages), dtype="<f4").reshape(len(texts), width)
+        # A bytearray, because an array over bytes could not be written to.
+        return numpy.frombuffer(bytearray().join(page.vectors for page in pages), dtype="<f4").reshape(len(texts), width)
 
     def embed_pages(
         self,

@@ -51,6 +51,14 @@ def test_no_texts_give_no_vectors(client: Client) -> None:
     assert client.embed([], dim=384).shape == (0, 384)
 
 
+def test_any_iterable_will_do_but_not_a_single_string(client: Client) -> None:
+    vectors = client.embed((f"text {n}" for n in range(3)), dim=384)
+    assert vectors.shape == (3, 384)
+    vectors *= 2
+    with pytest.raises(TypeError, match="give a list"):
+        client.embed("a string", dim=384)
+
+
 def test_a_wrong_text_is_named_by_its_place_among_all(client: Client) -> None:
     texts = ["fine"] * PAGE_TEXTS + ["fine", "word " * 9000]
     with pytest.raises(InvalidInput) as raised:
