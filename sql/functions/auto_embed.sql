@@ -111,29 +111,28 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.check_options(text, text, int, int, text) IS 'Raises an error for an option that auto_embed does not know.';
 
--- Beyond so many rows a declaration leaves the filling to nv_embed.refresh(), because it holds the lock that adding a column takes.
-CREATE OR REPLACE FUNCTION nv_embed.fill_existing(relation regclass, target name, at_most int) RETURNS void
-LANGUAGE plpgsql
+-- More rows than a few are left to nv_embed.refresh(), because a declaration holds the lock that adding a column takes.
+CREATE OR REPLACE FUNCTION nv_embed.has_few_to_fill(relation regclass, target name) RETURNS boolean
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    few CONSTANT int := 1000;
     existing bigint;
 BEGIN
-    EXECUTE format('SELECT count(*) FROM (SELECT FROM %s WHERE %I IS NULL LIMIT %s) AS s', nv_embed.qualified(relation), target, at_most + 1) INTO existing;
-    IF existing > at_most THEN
+    EXECUTE format('SELECT count(*) FROM (SELECT FROM %s WHERE %I IS NULL LIMIT %s) AS s', nv_embed.qualified(relation), target, few + 1) INTO existing;
+    IF existing > few THEN
         RAISE NOTICE 'the rows that % already has are not embedded yet', nv_embed.qualified(relation)
             USING HINT = format('SELECT nv_embed.refresh(%L, %L) embeds them', nv_embed.qualified(relation), target);
-    ELSIF existing > 0 THEN
-        PERFORM nv_embed.refresh(relation, target);
     END IF;
+    RETURN existing BETWEEN 1 AND few;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.fill_existing(regclass, name, int) IS 'Embeds the rows that a newly declared table already has, if they are few.';
+COMMENT ON FUNCTION nv_embed.has_few_to_fill(regclass, name) IS 'Whether a newly declared table has rows to embed, and few enough to do it at once.';
 
-CREATE OR REPLACE FUNCTION nv_embed.auto_embed(
-    relation regclass, source text, target name DEFAULT 'embedding', dim int DEFAULT NULL, model text DEFAULT NULL, mode text DEFAULT 'sync',
-    storage text DEFAULT 'halfvec', chunk_tokens int DEFAULT NULL, chunk_overlap int DEFAULT 0, truncate text DEFAULT 'NONE'
+CREATE OR REPLACE FUNCTION nv_embed.declare_embedding(
+    relation regclass, source text, target name, dim int, model text, mode text, storage text, truncate text
 ) RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -142,12 +141,11 @@ DECLARE
     identity record;
     new_id bigint;
 BEGIN
-    PERFORM nv_embed.check_options(mode, storage, chunk_tokens, chunk_overlap, truncate);
     PERFORM nv_embed.check_relation(relation);
     PERFORM nv_embed.check_source(relation, source, target);
     -- The oid of a table that was dropped may come back as another table's.
     DELETE FROM nv_embed.embedding AS e WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = e.relation);
-    IF EXISTS (SELECT FROM nv_embed.embedding AS e WHERE e.relation = auto_embed.relation AND e.target = auto_embed.target) THEN
+    IF EXISTS (SELECT FROM nv_embed.embedding AS e WHERE e.relation = declare_embedding.relation AND e.target = declare_embedding.target) THEN
         RAISE EXCEPTION 'column % of % is auto-embedded already', quote_ident(target), nv_embed.qualified(relation)
             USING ERRCODE = '42710', HINT = format('call nv_embed.drop_auto_embed(%L, %L) first, or name another target', nv_embed.qualified(relation), target);
     END IF;
@@ -168,13 +166,49 @@ BEGIN
         ' FOR EACH STATEMENT EXECUTE FUNCTION nv_embed.embed_written_rows(%L)',
         format('nv_embed_%s_update', new_id), nv_embed.qualified(relation), new_id
     );
-    PERFORM nv_embed.fill_existing(relation, target, 1000);
     RETURN new_id;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.declare_embedding(regclass, text, name, int, text, text, text, text)
+    IS 'Writes a declaration: the catalog''s rows, the target column and the triggers.';
+
+-- Filling runs the user's own triggers, hence no SET search_path in the two that do it: see fill.sql.
+
+CREATE OR REPLACE FUNCTION nv_embed.auto_embed(
+    relation regclass, source text, target name DEFAULT 'embedding', dim int DEFAULT NULL, model text DEFAULT NULL, mode text DEFAULT 'sync',
+    storage text DEFAULT 'halfvec', chunk_tokens int DEFAULT NULL, chunk_overlap int DEFAULT 0, truncate text DEFAULT 'NONE'
+) RETURNS bigint
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    id bigint;
+BEGIN
+    PERFORM nv_embed.check_options(mode, storage, chunk_tokens, chunk_overlap, truncate);
+    id := nv_embed.declare_embedding(relation, source, target, dim, model, mode, storage, truncate);
+    IF nv_embed.has_few_to_fill(relation, target) THEN
+        PERFORM nv_embed.refresh(relation, target);
+    END IF;
+    RETURN id;
 END
 $$;
 
 COMMENT ON FUNCTION nv_embed.auto_embed(regclass, text, name, int, text, text, text, int, int, text)
     IS 'Declares that a column holds the vectors of a template over the others, and keeps it so; returns the embedding''s id.';
+
+CREATE OR REPLACE FUNCTION nv_embed.refresh(relation regclass, target name DEFAULT 'embedding') RETURNS bigint
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    id CONSTANT bigint := (nv_embed.find_embedding(relation, target)).id;
+    pages refcursor;
+BEGIN
+    OPEN pages FOR EXECUTE nv_embed.pages_sql(id, 'refresh');
+    RETURN (SELECT f.embedded FROM nv_embed.fill(id, pages) AS f);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.refresh(regclass, name) IS 'Embeds every row that lacks a vector and has content; returns how many.';
 
 CREATE OR REPLACE FUNCTION nv_embed.find_embedding(relation regclass, target name) RETURNS nv_embed.embedding
 LANGUAGE plpgsql STABLE
@@ -220,18 +254,3 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.drop_auto_embed(regclass, name, boolean)
     IS 'Ends a declaration; the column stays with its vectors unless keep_vectors is false.';
-
--- Runs the user's own triggers, hence no SET search_path here: see fill.sql.
-CREATE OR REPLACE FUNCTION nv_embed.refresh(relation regclass, target name DEFAULT 'embedding') RETURNS bigint
-LANGUAGE plpgsql
-AS $$
-DECLARE
-    id CONSTANT bigint := (nv_embed.find_embedding(relation, target)).id;
-    pages refcursor;
-BEGIN
-    OPEN pages FOR EXECUTE nv_embed.pages_sql(id, 'refresh');
-    RETURN (SELECT f.embedded FROM nv_embed.fill(id, pages) AS f);
-END
-$$;
-
-COMMENT ON FUNCTION nv_embed.refresh(regclass, name) IS 'Embeds every row that lacks a vector and has content; returns how many.';

@@ -200,9 +200,13 @@ def test_triggers_of_the_user_see_their_own_search_path(db: Connection) -> None:
     db.execute("CREATE FUNCTION bump(n int) RETURNS int LANGUAGE sql AS 'SELECT n + 1'")
     db.execute("CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.touched := bump(OLD.touched); RETURN NEW; END $$")
     db.execute("CREATE TRIGGER touch BEFORE UPDATE ON docs FOR EACH ROW EXECUTE FUNCTION touch()")
+    db.execute("INSERT INTO docs VALUES (1, 'there', 'before')")
     db.execute("SELECT nv_embed.auto_embed('docs', '{title}: {body}', dim => 384)")
-    db.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
-    assert fresh(db) == 1
+    db.execute("INSERT INTO docs VALUES (2, 'a', 'b')")
+    db.execute("UPDATE docs SET embedding = NULL")
+    assert one(db, "SELECT nv_embed.refresh('docs')") == 2
+    assert fresh(db) == 2
+    assert db.execute("SELECT touched FROM docs ORDER BY id").fetchall() == [(3,), (3,)]
 
 
 def test_a_text_that_a_trigger_rewrites_is_embedded_as_it_is_stored(db: Connection) -> None:
