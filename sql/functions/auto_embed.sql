@@ -70,6 +70,7 @@ AS $$
 DECLARE
     wanted CONSTANT text := nv_embed.type_sql(storage, dim);
     found_type text;
+    has_vectors boolean;
 BEGIN
     SELECT format('%I.%I', n.nspname, t.typname) || CASE WHEN a.atttypmod > 0 THEN format('(%s)', a.atttypmod) ELSE '' END
     INTO found_type
@@ -80,6 +81,12 @@ BEGIN
     ELSIF found_type <> wanted THEN
         RAISE EXCEPTION 'column % of % is a %, not a %', quote_ident(target), nv_embed.qualified(relation), found_type, wanted
             USING ERRCODE = '42804', HINT = 'name another target, or give the dim and storage that this column has';
+    ELSE
+        EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE %I IS NOT NULL)', nv_embed.qualified(relation), target) INTO has_vectors;
+        IF has_vectors THEN
+            RAISE WARNING 'column % of % has vectors already, which are kept as those of the present texts and model', quote_ident(target), nv_embed.qualified(relation)
+                USING HINT = format('if another model or an older text made them, UPDATE %s SET %I = NULL makes them anew', nv_embed.qualified(relation), target);
+        END IF;
     END IF;
 END
 $$;
@@ -198,10 +205,13 @@ COMMENT ON FUNCTION nv_embed.auto_embed(regclass, text, name, int, text, text, t
 
 CREATE OR REPLACE FUNCTION nv_embed.refresh(relation regclass, target name DEFAULT 'embedding') RETURNS bigint
 LANGUAGE plpgsql
+SET extra_float_digits = 3
+SET datestyle = 'ISO, YMD'
+SET intervalstyle = 'postgres'
 AS $$
 DECLARE
     id CONSTANT bigint := (nv_embed.find_embedding(relation, target)).id;
-    pages refcursor;
+    pages pg_catalog.refcursor;
 BEGIN
     OPEN pages FOR EXECUTE nv_embed.pages_sql(id, 'refresh');
     RETURN (SELECT f.embedded FROM nv_embed.fill(id, pages) AS f);

@@ -20,7 +20,6 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION nv_embed.start_session() IS 'Imports the library from beside the server''s own libraries, where no setting of a user reaches.';
-REVOKE EXECUTE ON FUNCTION nv_embed.start_session() FROM PUBLIC;
 
 CREATE OR REPLACE FUNCTION @extschema@.nv_embed(
     input text, dim int DEFAULT NULL, input_type text DEFAULT 'passage', model text DEFAULT NULL, truncate text DEFAULT 'NONE'

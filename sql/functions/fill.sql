@@ -9,6 +9,8 @@
 --
 -- A vector is written only where the row still reads as it was embedded. A row that its own triggers rewrote, or that somebody else changed while
 -- `refresh` waited for the sidecar, is left to the statement that changed it.
+--
+-- Type names are written with their schema too: for types, a session's own pg_temp comes before everything else.
 
 CREATE OR REPLACE FUNCTION nv_embed.qualified(relation regclass) RETURNS text
 LANGUAGE sql STABLE STRICT
@@ -56,13 +58,15 @@ RETURN CASE event
     WHEN 'refresh' THEN
         format('%s AS n WHERE n.%I IS NULL AND %s', nv_embed.qualified(e.relation), target, nv_embed.has_content(e.source, 'n'))
     WHEN 'update' THEN
-        -- A target that changed in the same statement is a vector that its writer brought along.
+        -- A target that changed in the same statement is a vector that its writer brought along. One that became NULL is not: an upsert of whole rows
+        -- writes NULL there, and a row with content is never without its vector.
         format(
             '(SELECT pg_catalog.row_number() OVER () AS nv_embed_place, * FROM new_rows) AS n'
             ' JOIN (SELECT pg_catalog.row_number() OVER () AS nv_embed_place, * FROM old_rows) AS o'
             ' ON n.nv_embed_place OPERATOR(pg_catalog.=) o.nv_embed_place'
-            ' WHERE %1$s OPERATOR(pg_catalog.<>) %2$s AND pg_catalog.record_image_eq(ROW(n.%3$I), ROW(o.%3$I))',
-            nv_embed.rendered(e.source, 'n'), nv_embed.rendered(e.source, 'o'), target
+            ' WHERE %1$s OPERATOR(pg_catalog.<>) %2$s AND pg_catalog.record_image_eq(ROW(n.%3$I), ROW(o.%3$I))'
+            ' OR n.%3$I IS NULL AND o.%3$I IS NOT NULL AND %4$s',
+            nv_embed.rendered(e.source, 'n'), nv_embed.rendered(e.source, 'o'), target, nv_embed.has_content(e.source, 'n')
         )
 END;
 
@@ -81,7 +85,7 @@ BEGIN
     SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id = pages_sql.id;
     SELECT * INTO STRICT g FROM nv_embed.generation AS s WHERE s.embedding = pages_sql.id AND s.state = 'live';
     PERFORM nv_embed.check_may_fill(e.relation, g.target);
-    SELECT string_agg(format('n.%I::text', k.column_name), ', ' ORDER BY k.place) INTO keys FROM nv_embed.key_columns(e.relation) AS k;
+    SELECT string_agg(format('n.%I::pg_catalog.text', k.column_name), ', ' ORDER BY k.place) INTO keys FROM nv_embed.key_columns(e.relation) AS k;
     -- Keys travel as text, so that one shape of page serves a key of any types.
     RETURN format(
         'SELECT pg_catalog.array_agg(keys) AS keys, pg_catalog.array_agg(text) AS texts,'
@@ -165,12 +169,16 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.refuse_hidden_rows(regclass, bigint) IS 'Raises the error for rows that their writer may not see.';
 
+-- Keys and texts must not depend on how a session likes its numbers and dates.
 CREATE OR REPLACE FUNCTION nv_embed.embed_written_rows() RETURNS trigger
 LANGUAGE plpgsql
+SET extra_float_digits = 3
+SET datestyle = 'ISO, YMD'
+SET intervalstyle = 'postgres'
 AS $$
 DECLARE
     id CONSTANT bigint := TG_ARGV[0];
-    pages refcursor;
+    pages pg_catalog.refcursor;
     filled record;
 BEGIN
     IF EXISTS (SELECT FROM new_rows) THEN

@@ -6,10 +6,12 @@ LANGUAGE sql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     -- The operator is the key index's own, written with its schema: '=' for citext, say, lives where the extension was put.
-    SELECT k.place, a.attname, format_type(a.atttypid, a.atttypmod), format('OPERATOR(%I.%s)', n.nspname, o.oprname)
+    SELECT k.place, a.attname, format('%I.%I', y.nspname, t.typname), format('OPERATOR(%I.%s)', n.nspname, o.oprname)
     FROM pg_index AS i
     CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) WITH ORDINALITY AS k (attnum, opclass, place)
     JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+    JOIN pg_type AS t ON t.oid = a.atttypid
+    JOIN pg_namespace AS y ON y.oid = t.typnamespace
     JOIN pg_opclass AS c ON c.oid = k.opclass
     JOIN pg_amop AS m
         ON m.amopfamily = c.opcfamily AND m.amoplefttype = c.opcintype AND m.amoprighttype = c.opcintype AND m.amopstrategy = 3

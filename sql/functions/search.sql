@@ -2,6 +2,8 @@
 --
 -- Model and column are read from the catalog in the snapshot that the search itself runs in. The statement is built with a pinned search_path and run
 -- without one, with the caller's rights: `filter` can do what its caller could do in a query of their own, and no more.
+--
+-- An approximate index is scanned on until k rows have passed the filter, instead of ending after its first candidates.
 
 CREATE OR REPLACE FUNCTION nv_embed.live_generation(relation regclass, target name) RETURNS nv_embed.generation
 LANGUAGE plpgsql STABLE
@@ -77,13 +79,13 @@ BEGIN
     END IF;
     PERFORM nv_embed.check_dim(g, dim);
     distance := format(
-        't.%I OPERATOR(%s.<=>) $1::%s', g.target,
+        'nv_embed_row.%I OPERATOR(%s.<=>) $1::%s', g.target,
         (SELECT quote_ident(n.nspname) FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace WHERE e.extname = 'vector'),
         nv_embed.type_sql(g.storage, g.dim)
     );
-    -- The line ends keep a comment inside the filter from swallowing what follows it.
+    -- No table has a column of the alias's name, which would stand for it. The line ends keep a comment inside the filter from swallowing what follows it.
     RETURN format(
-        E'SELECT t, 1 OPERATOR(pg_catalog.-) (%1$s) FROM %2$s AS t WHERE t.%3$I IS NOT NULL%4$s ORDER BY %1$s LIMIT %5$s',
+        E'SELECT nv_embed_row, 1 OPERATOR(pg_catalog.-) (%1$s) FROM %2$s AS nv_embed_row WHERE nv_embed_row.%3$I IS NOT NULL%4$s ORDER BY %1$s LIMIT %5$s',
         distance, nv_embed.qualified(relation), g.target, E' AND (\n' || filter || E'\n)', k
     );
 END
@@ -96,6 +98,8 @@ CREATE OR REPLACE FUNCTION @extschema@.nv_search(
     oversample real DEFAULT 4, filter text DEFAULT NULL, OUT hit anyelement, OUT score double precision
 ) RETURNS SETOF record
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE COST 10000 ROWS 10
+SET hnsw.iterative_scan = strict_order
+SET ivfflat.iterative_scan = relaxed_order
 AS $$
 BEGIN
     RETURN QUERY EXECUTE nv_embed.search_sql(nv_embed.row_relation(pg_catalog.pg_typeof(relation)), target, k, dim, filter) USING query;
@@ -110,6 +114,8 @@ CREATE OR REPLACE FUNCTION @extschema@.nv_search(
     oversample real DEFAULT 4, filter text DEFAULT NULL, OUT hit anyelement, OUT score double precision
 ) RETURNS SETOF record
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE COST 100000 ROWS 10
+SET hnsw.iterative_scan = strict_order
+SET ivfflat.iterative_scan = relaxed_order
 AS $$
 BEGIN
     RETURN QUERY EXECUTE nv_embed.search_sql(nv_embed.row_relation(pg_catalog.pg_typeof(relation)), target, k, dim, filter)

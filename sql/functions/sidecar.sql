@@ -21,8 +21,6 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.configure(text, real)
     IS 'Says where the sidecar is and how many seconds a page of texts may take; for a superuser and members of nv_embed_admin.';
-REVOKE EXECUTE ON FUNCTION nv_embed.configure(text, real) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION nv_embed.configure(text, real) TO nv_embed_admin;
 
 CREATE OR REPLACE FUNCTION nv_embed.models(
     OUT name text, OUT revision text, OUT native_dim int, OUT trained_dims int[], OUT declared_dims int[], OUT max_tokens int, OUT pooling text,

@@ -1,7 +1,8 @@
 -- template: '{title}: {body}' to SQL.
 --
 -- A template is taken apart once, at the declaration, and again whenever a statement is built; it is never executed as such. Column names reach SQL by
--- format('%I') and the text between them by format('%L'), so a template cannot smuggle anything in.
+-- format('%I') and the text between them by format('%L'), so a template cannot smuggle anything in. The texts are compared as they are, whatever collations
+-- the columns have.
 
 CREATE OR REPLACE FUNCTION nv_embed.parse_template(source text)
 RETURNS TABLE (place int, column_name name, literal text)
@@ -51,7 +52,7 @@ LANGUAGE sql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
 RETURN (
     SELECT format(
-        'pg_catalog.concat(%s)',
+        '(pg_catalog.concat(%s) COLLATE pg_catalog."default")',
         string_agg(
             concat_ws(', ', quote_literal(nullif(p.literal, '')), quote_ident(alias) || '.' || quote_ident(p.column_name)),
             ', ' ORDER BY p.place
@@ -66,7 +67,7 @@ CREATE OR REPLACE FUNCTION nv_embed.has_content(source text, alias name) RETURNS
 LANGUAGE sql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
 RETURN (
-    SELECT format('pg_catalog.concat(%s) OPERATOR(pg_catalog.~) %L', string_agg(format('%I.%I', alias, p.column_name), ', ' ORDER BY p.place), '[^[:space:]]')
+    SELECT format('(pg_catalog.concat(%s) COLLATE pg_catalog."default") OPERATOR(pg_catalog.~) %L', string_agg(format('%I.%I', alias, p.column_name), ', ' ORDER BY p.place), '[^[:space:]]')
     FROM nv_embed.parse_template(source) AS p
     WHERE p.column_name IS NOT NULL
 );

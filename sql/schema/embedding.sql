@@ -52,7 +52,10 @@ CREATE POLICY readable ON nv_embed.generation FOR SELECT USING (true);
 CREATE POLICY written_by_owner ON nv_embed.generation
     USING (EXISTS (SELECT FROM nv_embed.embedding AS e WHERE e.id = generation.embedding AND nv_embed.owns(e.relation)));
 
-GRANT SELECT, INSERT, UPDATE, DELETE ON nv_embed.embedding, nv_embed.generation TO PUBLIC;
+-- By columns, so that nobody chooses a declaration's number.
+GRANT SELECT, DELETE ON nv_embed.embedding, nv_embed.generation TO PUBLIC;
+GRANT INSERT (relation, target, source, mode, truncate) ON nv_embed.embedding TO PUBLIC;
+GRANT INSERT (embedding, model, revision, dim, storage, target) ON nv_embed.generation TO PUBLIC;
 
 SELECT pg_catalog.pg_extension_config_dump('nv_embed.embedding', '');
 SELECT pg_catalog.pg_extension_config_dump('nv_embed.generation', '');

@@ -13,6 +13,7 @@ COMMENT ON TABLE nv_embed.settings IS 'Where the sidecar is; changed by nv_embed
 COMMENT ON COLUMN nv_embed.settings.endpoint IS 'host:port or unix:/path; NULL until configured.';
 COMMENT ON COLUMN nv_embed.settings.timeout_s IS 'Seconds to wait for the answer to one page of texts.';
 
-REVOKE ALL ON nv_embed.settings FROM PUBLIC;
+-- Without a policy only the owner passes: members of pg_read_all_data and pg_write_all_data do not.
+ALTER TABLE nv_embed.settings ENABLE ROW LEVEL SECURITY;
 
 INSERT INTO nv_embed.settings DEFAULT VALUES;

@@ -89,6 +89,19 @@ def test_an_index_of_the_users_is_used(connect: Callable[..., Connection]) -> No
     assert any("docs_hnsw" in line for (line,) in plan)
 
 
+def test_an_index_gives_k_rows_beyond_its_first_candidates_and_through_a_filter(connect: Callable[..., Connection]) -> None:
+    db = connect()
+    db.execute("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    db.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384)")
+    values = "(SELECT array_agg(random() - 0.5) FROM generate_series(1, 384) WHERE n IS NOT NULL)"
+    db.execute(f"INSERT INTO docs SELECT n, 'text', {values}::vector::halfvec FROM generate_series(1, 1000) AS n")
+    db.execute("CREATE INDEX docs_hnsw ON docs USING hnsw (embedding halfvec_cosine_ops)")
+    fresh = connect()  # a session in which pgvector is not loaded yet
+    fresh.execute("SET enable_seqscan = off; SET enable_sort = off")
+    assert one(fresh, "SELECT count(*) FROM nv_search(NULL::docs, 'text', k => 100)") == 100
+    assert one(fresh, "SELECT count(*) FROM nv_search(NULL::docs, 'text', k => 5, filter => 'id > 990')") == 5
+
+
 def test_search_and_filter_have_the_callers_rights_only(connect: Callable[..., Connection]) -> None:
     owner, caller = connect(), connect("app")
     owner.execute("CREATE TABLE docs (id int PRIMARY KEY, body text); CREATE TABLE secret (x int)")

@@ -72,6 +72,39 @@ def test_objects_of_a_caller_are_not_picked_up_by_the_functions(app: Connection)
     assert one(app, "SELECT vector_dims(public.nv_embed('hello', 384))") == 384
 
 
+def test_types_of_a_caller_do_not_run_with_the_rights_of_a_definer(app: Connection, connect: Callable[..., Connection]) -> None:
+    owner = connect()
+    owner.execute("CREATE TABLE docs (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), body text)")
+    owner.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384)")
+    owner.execute(
+        "CREATE FUNCTION add_doc(t text) RETURNS void SECURITY DEFINER SET search_path = '' LANGUAGE sql"
+        " AS 'INSERT INTO public.docs (body) VALUES (t)'"
+    )
+    app.execute("CREATE FUNCTION pg_temp.spy() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'ran as %', current_user; END $$")
+    for name in ("text", "uuid", "refcursor"):
+        app.execute(f"CREATE DOMAIN pg_temp.{name} AS pg_catalog.{name} CHECK (pg_temp.spy())")
+    app.execute("SELECT public.add_doc('x')")
+    assert one(owner, "SELECT count(embedding) FROM docs") == 1
+
+
+def test_default_privileges_and_roles_that_read_all_data_do_not_open_the_settings(connect: Callable[..., Connection]) -> None:
+    owner, app = connect(), connect("app")
+    owner.execute("GRANT pg_read_all_data, pg_write_all_data TO app")
+    endpoint = one(owner, "SELECT endpoint FROM nv_embed.settings")
+    try:
+        assert app.execute("SELECT * FROM nv_embed.settings").fetchall() == []
+        assert app.execute("UPDATE nv_embed.settings SET endpoint = '127.0.0.1:1'").rowcount == 0
+    finally:
+        owner.execute("REVOKE pg_read_all_data, pg_write_all_data FROM app")
+    owner.execute("DROP EXTENSION nv_embed")
+    owner.execute("ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO app; ALTER DEFAULT PRIVILEGES GRANT EXECUTE ON FUNCTIONS TO app")
+    owner.execute("CREATE EXTENSION nv_embed")
+    owner.execute("SELECT nv_embed.configure(%s)", [endpoint])
+    for statement in ("SELECT * FROM nv_embed.settings", "SELECT nv_embed.configure('127.0.0.1:1')", "SELECT nv_embed.start_session()"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            app.execute(statement)
+
+
 def test_a_role_cannot_declare_on_anothers_table_or_forge_its_declaration(app: Connection, connect: Callable[..., Connection]) -> None:
     owner = connect()
     owner.execute("CREATE TABLE docs (id int PRIMARY KEY, body text); GRANT SELECT, INSERT ON docs TO app")
@@ -80,13 +113,17 @@ def test_a_role_cannot_declare_on_anothers_table_or_forge_its_declaration(app: C
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         app.execute("INSERT INTO nv_embed.embedding (relation, target, source, mode, truncate) VALUES ('docs', 'e', '{body}', 'sync', 'NONE')")
     owner.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384)")
+    for statement in ("DELETE FROM nv_embed.embedding", "DELETE FROM nv_embed.generation"):
+        assert app.execute(statement).rowcount == 0
+    app.execute("CREATE TABLE own (id int PRIMARY KEY)")
     for statement in (
         "UPDATE nv_embed.embedding SET source = '{id}'",
-        "DELETE FROM nv_embed.embedding",
         "UPDATE nv_embed.generation SET revision = 'x'",
-        "DELETE FROM nv_embed.generation",
+        "INSERT INTO nv_embed.embedding (id, relation, target, source, mode, truncate) OVERRIDING SYSTEM VALUE"
+        " VALUES (99, 'own', 'e', '{id}', 'sync', 'NONE')",
     ):
-        assert app.execute(statement).rowcount == 0
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            app.execute(statement)
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         app.execute("SELECT nv_embed.drop_auto_embed('docs')")
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
