@@ -131,6 +131,7 @@ CREATE OR REPLACE FUNCTION nv_embed.fill(id bigint, pages refcursor, OUT awaitin
 LANGUAGE plpgsql STRICT
 AS $$
 DECLARE
+    write CONSTANT pg_catalog.text := nv_embed.write_sql(id);
     e nv_embed.embedding;
     g nv_embed.generation;
     page record;
@@ -143,7 +144,7 @@ BEGIN
     LOOP
         FETCH pages INTO page;
         EXIT WHEN NOT FOUND;
-        EXECUTE nv_embed.write_sql(id)
+        EXECUTE write
         USING page.keys, page.texts, nv_embed.embed_passages(page.contents, g.dim, g.model, g.revision, e.truncate), pg_catalog.cardinality(page.texts);
         GET DIAGNOSTICS written = ROW_COUNT;
         awaiting := awaiting OPERATOR(pg_catalog.+) pg_catalog.cardinality(page.texts);
