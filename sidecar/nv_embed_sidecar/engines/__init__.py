@@ -5,12 +5,30 @@ An engine turns token ids into pooled vectors and knows nothing of texts, reques
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy
 from numpy.typing import NDArray
 
 Vectors = NDArray[numpy.float32]
+
+
+class OutOfMemory(Exception):
+    """The device has no room for this batch; a smaller one may fit."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What an engine was measured to do when it was loaded.
+
+    Attributes:
+        tokens_per_s: its rate, in the unit of `Engine.cost`.
+        batch_tokens: the cost that one batch should have: as much as keeps the device busy, fits its memory and takes no longer than a query may wait.
+    """
+
+    tokens_per_s: float
+    batch_tokens: int
 
 
 class Engine(Protocol):
@@ -27,10 +45,29 @@ class Engine(Protocol):
     @property
     def precision(self) -> str: ...
 
+    @property
+    def capacity(self) -> Capacity: ...
+
+    def cost(self, tokens: int) -> float:
+        """The work that a text of so many tokens is, in tokens of a short text: attention grows with the square of the length."""
+        ...
+
     def encode(self, batch: Sequence[Sequence[int]]) -> Vectors:
         """Pooled vectors of some sequences of token ids, none of them empty.
 
+        A vector does not depend on what else is in the batch.
+
         Returns:
             [len(batch), width] float32, not yet normalised, in the order of the batch.
+        Raises:
+            OutOfMemory: the device has no room for this batch.
+        """
+        ...
+
+    def rebuild(self) -> None:
+        """Load the model anew, in place, after the device or the memory that holds it has failed.
+
+        Raises:
+            Exception: it cannot be done; only a new process can help.
         """
         ...

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy
 
-from nv_embed_sidecar.engines import Vectors
+from nv_embed_sidecar.engines import Capacity, Vectors
 
 WIDTH = 2048
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -29,14 +29,21 @@ class FakeEngine:
     width = WIDTH
     device = "cpu"
     precision = "fp32"
+    capacity = Capacity(tokens_per_s=100_000, batch_tokens=1024)
 
     def __init__(self, delay_s: float = 0.0) -> None:
         self._delay_s = delay_s
+
+    def cost(self, tokens: int) -> float:
+        return tokens
 
     def encode(self, batch: Sequence[Sequence[int]]) -> Vectors:
         if self._delay_s:
             time.sleep(self._delay_s)
         return numpy.stack([_vector(ids) for ids in batch])
+
+    def rebuild(self) -> None:
+        """There is nothing to load."""
 
 
 class FakeVocabulary:
