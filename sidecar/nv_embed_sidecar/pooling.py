@@ -1,7 +1,7 @@
 """
 From one vector a token to one vector a text, at the width that was asked for.
 
-In:  hidden states of a padded batch      Out: pooled vectors; truncated and normalised ones
+In:  hidden states of texts of one length      Out: pooled vectors; truncated and normalised ones
 """
 
 from typing import TYPE_CHECKING
@@ -19,22 +19,19 @@ CLS = "cls"
 SHORTEST = 1e-12
 
 
-def mean(hidden: "Tensor", mask: "Tensor") -> "Tensor":
-    """The mean over every real token, special tokens and prompt included.
+def mean(hidden: "Tensor") -> "Tensor":
+    """The mean over every token, special tokens and prompt included.
 
     Args:
-        hidden: [n, length, width].
-        mask: [n, length], 1 for a real token and 0 for padding.
+        hidden: [n, length, width], texts of one length.
     Returns:
         [n, width] float32. Accumulated in float32: half precision drifts on long texts.
     """
-    weights = mask.unsqueeze(-1).float()
-    return (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1)
+    return hidden.float().mean(dim=1)
 
 
-def cls(hidden: "Tensor", mask: "Tensor") -> "Tensor":
-    """The first token's hidden state. Arguments as for `mean`; padding stands on the right, so the mask does not matter."""
-    del mask
+def cls(hidden: "Tensor") -> "Tensor":
+    """The first token's hidden state. Arguments as for `mean`."""
     return hidden[:, 0].float()
 
 

@@ -1,33 +1,27 @@
 """
-NVIDIA's bidirectional Llama: the text retrievers `llama-3.2-nv-embedqa-1b`.
+Bidirectional decoders: NVIDIA's Llama retrievers `llama-3.2-nv-embedqa-1b` and its Mistral retrievers `nv-embedqa-mistral-7b`.
 
-The layers are Llama 3's; the attention is not causal, so every token sees the whole text. Hub checkpoints bring remote code for this, which is
-neither run nor needed: the arithmetic below is all of it.
+The layers are Llama's, which are Mistral's too; the attention is not causal, so every token sees the whole text. Hub checkpoints bring remote code for
+this, which is neither run nor needed: the arithmetic below is all of it.
 
-In:  token ids      Out: mean-pooled vectors
-Source: the model's card and configuration; Llama 3's RoPE scaling.
+In:  packed token ids      Out: hidden states of every token
+Source: the models' cards and configurations; Llama 3's RoPE scaling.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from nv_embed.errors import InvalidInput
-from nv_embed_sidecar import pooling
-from nv_embed_sidecar.engines import Vectors
-from nv_embed_sidecar.engines.padding import groups, pad
+from nv_embed_sidecar.engines.attention import Heads, attend
+from nv_embed_sidecar.engines.checkpoint import Checkpoint
+from nv_embed_sidecar.engines.packing import Packed
 from nv_embed_sidecar.engines.torch_device import TorchDevice
-
-PREFIX = "model."
-UNUSED = ("lm_head.", "rotary_emb.")
 
 
 @dataclass(frozen=True)
@@ -44,9 +38,7 @@ class RopeScaling:
 class LlamaConfig:
     layers: int
     width: int
-    heads: int
-    kv_heads: int
-    head_width: int
+    heads: Heads
     intermediate: int
     vocabulary: int
     norm_eps: float
@@ -67,15 +59,23 @@ class LlamaConfig:
         return cls(
             layers=int(config["num_hidden_layers"]),
             width=int(config["hidden_size"]),
-            heads=heads,
-            kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_width=int(config.get("head_dim") or config["hidden_size"] // heads),
+            heads=Heads(
+                query=heads,
+                kv=int(config.get("num_key_value_heads") or heads),
+                width=int(config.get("head_dim") or config["hidden_size"] // heads),
+            ),
             intermediate=int(config["intermediate_size"]),
             vocabulary=int(config["vocab_size"]),
             norm_eps=float(config["rms_norm_eps"]),
-            rope_theta=float(rope.get("rope_theta") or config["rope_theta"]),
+            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
             rope_scaling=_rope_scaling(rope),
         )
+
+    @property
+    def layer_weights(self) -> int:
+        """Numbers in the matrices of one layer."""
+        attention = 2 * self.width * self.heads.width * (self.heads.query + self.heads.kv)
+        return attention + 3 * self.width * self.intermediate
 
 
 def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
@@ -95,7 +95,7 @@ def rope_frequencies(config: LlamaConfig) -> Tensor:
     Returns:
         [head_width / 2] float64. Fast frequencies stay, slow ones are divided by the factor, those between are blended.
     """
-    exponents = torch.arange(0, config.head_width, 2, dtype=torch.float64) / config.head_width
+    exponents = torch.arange(0, config.heads.width, 2, dtype=torch.float64) / config.heads.width
     frequencies = config.rope_theta**-exponents
     scaling = config.rope_scaling
     if scaling is None:
@@ -105,162 +105,92 @@ def rope_frequencies(config: LlamaConfig) -> Tensor:
     return kept * frequencies + (1 - kept) * frequencies / scaling.factor
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + half) of components by its position's angle, in float32.
+class Rotary:
+    """Position as rotation: each pair (i, i + half) of components turns by its position's angle.
+
+    Angles are computed once for every position a text may have, in float64, and applied in float32.
+    """
+
+    def __init__(self, config: LlamaConfig, positions: int, device: TorchDevice) -> None:
+        angles = torch.outer(torch.arange(positions, dtype=torch.float64), rope_frequencies(config))
+        self._cos, self._sin = (turn.float().to(device.device) for turn in (angles.cos(), angles.sin()))
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, [rows, 1, head_width / 2] float32."""
+        return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, scale: float = 1.0) -> Tensor:
+    """Turn by position, and scale, in float32.
 
     Args:
-        x: [n, heads, length, head_width].
-        cos, sin: [length, head_width / 2] float32.
+        x: [rows, heads, head_width].
+        cos, sin: [rows, 1, head_width / 2] float32.
     """
     first, second = x.float().chunk(2, dim=-1)
+    if scale != 1.0:
+        cos, sin = cos * scale, sin * scale
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-class RMSNorm(nn.Module):
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
-        self.eps = eps
+class Layer:
+    """One layer; the products that read the same input are one."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+    def __init__(self, config: LlamaConfig, number: int, checkpoint: Checkpoint, device: TorchDevice) -> None:
+        name = f"layers.{number}."
 
+        def weight(part: str, rows: int, columns: int) -> Tensor:
+            return checkpoint.take(f"{name}{part}.weight", rows, columns)
 
-class Attention(nn.Module):
-    """Grouped-query attention of every token to every other; key/value head j serves `heads / kv_heads` neighbouring query heads."""
+        width, attended = config.width, config.heads.query * config.heads.width
+        shared = config.heads.kv * config.heads.width
+        self._heads, self._eps = config.heads, config.norm_eps
+        self._norm_before_attention = device.tensor(checkpoint.take(f"{name}input_layernorm.weight", width))
+        self._norm_before_mlp = device.tensor(checkpoint.take(f"{name}post_attention_layernorm.weight", width))
+        qkv = [weight("self_attn.q_proj", attended, width), weight("self_attn.k_proj", shared, width), weight("self_attn.v_proj", shared, width)]
+        self._qkv = device.linear(torch.cat(qkv))
+        self._out = device.linear(weight("self_attn.o_proj", width, attended))
+        self._gate = device.linear(weight("mlp.gate_proj", config.intermediate, width))
+        self._up = device.linear(weight("mlp.up_proj", config.intermediate, width))
+        self._down = device.linear(weight("mlp.down_proj", width, config.intermediate))
 
-    def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        self.head_width = config.head_width
-        self.group = config.heads // config.kv_heads
-        self.q_proj = nn.Linear(config.width, config.heads * config.head_width, bias=False)
-        self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_width, bias=False)
-        self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_width, bias=False)
-        self.o_proj = nn.Linear(config.heads * config.head_width, config.width, bias=False)
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, packed: Packed) -> Tensor:
+        x = self._out.plus(self._attend(rms_norm(x, self._norm_before_attention, self._eps), cos, sin, packed), x)
+        normed = rms_norm(x, self._norm_before_mlp, self._eps)
+        return self._down.plus(self._up.times(normed, self._gate.silu(normed)), x)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        query = rotate(self._heads(self.q_proj(x)), cos, sin)
-        key = rotate(self._heads(self.k_proj(x)), cos, sin).repeat_interleave(self.group, dim=1)
-        value = self._heads(self.v_proj(x)).repeat_interleave(self.group, dim=1)
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=False, scale=self.head_width**-0.5)
-        out: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
-        return out
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], -1, self.head_width).transpose(1, 2)
+    def _attend(self, x: Tensor, cos: Tensor, sin: Tensor, packed: Packed) -> Tensor:
+        heads = self._heads
+        query, key, value = self._qkv(x).view(packed.rows, -1, heads.width).split((heads.query, heads.kv, heads.kv), dim=1)
+        return attend(rotate(query, cos, sin, scale=heads.width**-0.5), rotate(key, cos, sin), value, packed, heads)
 
 
-class MLP(nn.Module):
-    def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.width, config.intermediate, bias=False)
-        self.up_proj = nn.Linear(config.width, config.intermediate, bias=False)
-        self.down_proj = nn.Linear(config.intermediate, config.width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
-        return out
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Each row to unit mean square in float32, cast back, then times the weight."""
+    return functional.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype) * weight
 
 
-class Layer(nn.Module):
-    def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.width, config.norm_eps)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
-        self.mlp = MLP(config)
+class Llama:
+    """Token ids to hidden states.
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
+    Args:
+        positions: the longest text, in tokens.
+    """
 
-
-class BidirectionalLlama(nn.Module):
-    """Token ids to hidden states. Attributes are named as in the checkpoint."""
-
-    def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.width, config.norm_eps)
-
-    def forward(self, ids: Tensor, mask: Tensor | None, frequencies: Tensor) -> Tensor:
-        """Hidden states after the final norm.
-
-        Args:
-            ids: [n, length] token ids, padded on the right.
-            mask: [n, length], True for a real token; None where all are.
-            frequencies: [head_width / 2] float64, of `rope_frequencies`.
-        Returns:
-            [n, length, width].
-        """
-        positions = torch.arange(ids.shape[1], device=ids.device, dtype=torch.float64)
-        angles = torch.outer(positions, frequencies)
-        cos, sin = angles.cos().float(), angles.sin().float()
-        seen = None if mask is None else mask[:, None, None, :]
-        x = self.embed_tokens(ids)
-        for layer in self.layers:
-            x = layer(x, cos, sin, seen)
-        out: Tensor = self.norm(x)
-        return out
-
-
-class LlamaEngine:
-    """A bidirectional Llama with mean pooling."""
-
-    def __init__(self, model: BidirectionalLlama, config: LlamaConfig, device: TorchDevice) -> None:
-        self._model = model
-        self._device = device.device
-        self._frequencies = rope_frequencies(config).to(device.device)
+    def __init__(self, config: LlamaConfig, positions: int, checkpoint: Checkpoint, device: TorchDevice) -> None:
         self.width = config.width
-        self.device = device.device.type
-        self.precision = device.precision
+        self.linear_work = 2 * config.layers * config.layer_weights
+        self.attention_work = 4 * config.layers * config.heads.query * config.heads.width
+        self._eps = config.norm_eps
+        self._rotary = Rotary(config, positions, device)
+        self._embeddings = device.tensor(checkpoint.take("embed_tokens.weight", config.vocabulary, config.width))
+        self._layers = [Layer(config, number, checkpoint, device) for number in range(config.layers)]
+        self._norm = device.tensor(checkpoint.take("norm.weight", config.width))
 
-    @classmethod
-    def load(cls, files: Sequence[Path], config: Mapping[str, Any], device: TorchDevice) -> "LlamaEngine":
-        """Read the weights of a checkpoint.
-
-        Args:
-            files: its safetensors files.
-            config: its `config.json`.
-        Raises:
-            InvalidInput: the weights are not those of this architecture.
-        """
-        read = LlamaConfig.read(config)
-        with torch.device("meta"):
-            model = BidirectionalLlama(read)
-        # Copied, because tensors mapped from a file are not aligned: slower, and other last digits for another order of the same weights.
-        state = {name: tensor.to(device.device, device.dtype, copy=True) for name, tensor in _tensors(files)}
-        try:
-            model.load_state_dict(state, strict=True, assign=True)
-        except RuntimeError as error:
-            raise InvalidInput(
-                f"the weights beside {files[0]} are not those of a Llama of this config.json", hint="is the download complete?"
-            ) from error
-        return cls(model.eval(), read, device)
-
-    @torch.inference_mode()
-    def hidden_states(self, batch: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Hidden states of a padded batch, [n, length, width], and its mask, [n, length]."""
-        ids, mask = pad(batch, self._device)
-        return self._model(ids, None if bool(mask.all()) else mask, self._frequencies), mask
-
-    @torch.inference_mode()
-    def encode(self, batch: Sequence[Sequence[int]]) -> Vectors:
-        vectors = numpy.empty((len(batch), self.width), dtype=numpy.float32)
-        for positions in groups([len(ids) for ids in batch]):
-            vectors[positions] = pooling.mean(*self.hidden_states([batch[position] for position in positions])).cpu().numpy()
-        return vectors
-
-
-def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a checkpoint, without the prefix that some checkpoints give their names, and without those that no vector depends on."""
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - not a dict: iterating it directly is not possible
-                short = name.removeprefix(PREFIX)
-                if not any(part in short for part in UNUSED):
-                    yield short, opened.get_tensor(name)
+    def __call__(self, packed: Packed) -> Tensor:
+        """Hidden states after the final norm, [rows, width]."""
+        x = functional.embedding(packed.ids, self._embeddings)
+        cos, sin = self._rotary.at(packed.positions)
+        for layer in self._layers:
+            x = layer(x, cos, sin, packed)
+        return rms_norm(x, self._norm, self._eps)

@@ -1,0 +1,178 @@
+"""
+A model on a device, as the scheduler's engine.
+
+On the CPU a batch is dealt out to as many threads as there are cores, each with texts of its own: they wait for each other once a batch instead of at
+every product. A text that is too long for that has all cores to itself.
+
+In:  token ids      Out: pooled vectors, and what the device was measured to do
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy
+import torch
+from torch import Tensor
+
+from nv_embed_sidecar.engines import Capacity, OutOfMemory, Vectors
+from nv_embed_sidecar.engines.packing import Packed, pack, pieces
+from nv_embed_sidecar.engines.torch_device import TorchDevice
+from nv_embed_sidecar.pooling import POOLINGS
+
+log = logging.getLogger(__name__)
+
+ONE_CORE_WORK = 1e9
+"""Operations up to which one core is quicker than several: they lose more by waiting for each other than they gain."""
+
+PIECE_TOKENS = 512
+"""Rows that one thread computes at a time: as many as the products need to be quick, and few enough to stay in the core's cache."""
+
+UNEVEN = 1.5
+"""How much longer than the others a thread may take before the batch is better computed by all threads together."""
+
+ATTENTION_PENALTY = {"cpu": 4.0, "cuda": 1.5}
+"""How much slower than the products' an operation of attention is."""
+
+BATCH_S = 0.07
+"""How long a batch should take: a query that arrives meanwhile waits so long."""
+
+MEMORY_SHARE = 0.5
+"""Of the device's free memory, what one batch may use."""
+
+
+class Model(Protocol):
+    """Token ids to hidden states.
+
+    Attributes:
+        linear_work: operations a token in the products.
+        attention_work: operations a token, and a token that it attends to.
+    """
+
+    width: int
+    linear_work: int
+    attention_work: int
+
+    def __call__(self, packed: Packed) -> Tensor:
+        """Hidden states, [rows, width]."""
+        ...
+
+
+class TorchEngine:
+    """A model with a pooling.
+
+    Args:
+        load: reads the model from its files.
+        batch_tokens: what a batch may cost; measured if None.
+    """
+
+    def __init__(self, load: Callable[[], Model], pooling: str, device: TorchDevice, *, batch_tokens: int | None = None) -> None:
+        self._load = load
+        self._pool = POOLINGS[pooling]
+        self._device = device
+        self._threads = device.threads if device.device.type == "cpu" else 1
+        self._workers = ThreadPoolExecutor(self._threads, thread_name_prefix="engine", initializer=torch.set_num_threads, initargs=(1,))
+        self._model = load()
+        self.width = self._model.width
+        self.device = device.device.type
+        self.precision = device.precision
+        self._square = self._model.attention_work / self._model.linear_work * ATTENTION_PENALTY[self.device]
+        self.capacity = measure(self, device, batch_tokens)
+
+    def cost(self, tokens: int) -> float:
+        return tokens + self._square * tokens * tokens
+
+    def encode(self, batch: Sequence[Sequence[int]]) -> Vectors:
+        try:
+            return self._encode(batch)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise OutOfMemory from error
+        except RuntimeError as error:
+            if "can't allocate memory" in str(error):  # the CPU's allocator has no exception of its own
+                raise OutOfMemory from error
+            raise
+
+    def rebuild(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()  # raises if the context is lost, which only a new process can mend
+        self._model = self._load()
+
+    @torch.inference_mode()
+    def hidden_states(self, ids: Sequence[int]) -> Tensor:
+        """Hidden states of one text, [len(ids), width] float32."""
+        return self._model(pack([ids], self._device.device, self._device.row_multiple))[: len(ids)].float()
+
+    def _encode(self, batch: Sequence[Sequence[int]]) -> Vectors:
+        lengths = [len(ids) for ids in batch]
+        vectors = numpy.empty((len(batch), self.width), dtype=numpy.float32)
+        parts = self._parts(lengths)
+        if self._threads > 1 and self._is_even(lengths, parts):
+            computed = self._workers.map(self._compute, [[batch[position] for position in part] for part in parts])
+        else:
+            torch.set_num_threads(self._team(sum(lengths)))
+            computed = map(self._compute, [[batch[position] for position in part] for part in parts])
+        for part, of_part in zip(parts, computed, strict=True):
+            vectors[part] = of_part
+        return vectors
+
+    def _parts(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Positions of the texts that are computed together."""
+        if self.device != "cpu":
+            return pieces(lengths, 1, self.cost)
+        tokens = sum(lengths)
+        if tokens * self._model.linear_work <= ONE_CORE_WORK:
+            return pieces(lengths, 1, self.cost)
+        rounds = -(-tokens // (PIECE_TOKENS * self._threads))
+        return pieces(lengths, rounds * self._threads, self.cost)
+
+    def _is_even(self, lengths: Sequence[int], parts: Sequence[Sequence[int]]) -> bool:
+        """Whether the threads would be done at about the same time."""
+        costs = [sum(self.cost(lengths[position]) for position in part) for part in parts]
+        return max(costs) * self._threads <= UNEVEN * sum(costs)
+
+    def _team(self, tokens: int) -> int:
+        return 1 if tokens * self._model.linear_work <= ONE_CORE_WORK else self._threads
+
+    @torch.inference_mode()
+    def _compute(self, batch: Sequence[Sequence[int]]) -> Vectors:
+        packed = pack(batch, self._device.device, self._device.row_multiple)
+        hidden = self._model(packed)
+        pooled = [self._pool(hidden[run.start : run.start + run.texts * run.length].view(run.texts, run.length, -1)) for run in packed.runs]
+        vectors: Vectors = torch.cat(pooled).cpu().numpy()
+        return vectors
+
+
+def measure(engine: TorchEngine, device: TorchDevice, batch_tokens: int | None) -> Capacity:
+    """How fast an engine is, and how much a batch should hold: as much as it does in `BATCH_S`, if its memory allows."""
+    text = [0] * 64
+    rate, texts = 0.0, 1
+    while True:
+        seconds = min(_seconds(engine, [text] * texts) for _ in range(2))
+        rate = max(rate, texts * engine.cost(len(text)) / seconds)
+        if seconds > BATCH_S / 2 or texts * len(text) >= 1 << 16:
+            break
+        texts *= 2
+    tokens = batch_tokens or max(int(rate * BATCH_S), len(text))
+    if device.device.type == "cuda":
+        tokens = min(tokens, _fitting_tokens(engine, [text] * texts))
+    log.info("measured %.0f tokens/s, batches of %d tokens", rate, tokens)
+    return Capacity(tokens_per_s=rate, batch_tokens=tokens)
+
+
+def _seconds(engine: TorchEngine, batch: Sequence[Sequence[int]]) -> float:
+    begun = time.perf_counter()
+    engine.encode(batch)
+    return time.perf_counter() - begun
+
+
+def _fitting_tokens(engine: TorchEngine, batch: Sequence[Sequence[int]]) -> int:
+    """Tokens of a batch that fits the device's free memory, by what a trial batch takes."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    free, _ = torch.cuda.mem_get_info()
+    engine.encode(batch)
+    taken = max(torch.cuda.max_memory_allocated() - before, 1)
+    return int(MEMORY_SHARE * free / taken * sum(map(len, batch)))
