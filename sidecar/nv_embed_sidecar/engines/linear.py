@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+SMALLEST = 1e-12
+"""The least range that is scaled up: a row of zeros has none."""
+
 
 class Linear(Protocol):
     """x @ weight.T + bias, and what the models do right behind it, so that a kernel can do both at once. x: [rows, in], results: [rows, out]."""
@@ -83,6 +86,66 @@ class OneDnnLinear:
 
     def _binary(self, x: Tensor, other: Tensor, operation: str) -> Tensor:
         product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self._weight, self._bias, operation)
+        return product
+
+
+class QuantizedLinear(PlainLinear):
+    """A product of 8-bit numbers. Weights have a scale for each output, activations one for each row, so rows stay independent of each other."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, most: float) -> None:
+        scale = weight.float().abs().amax(dim=1).clamp_min(SMALLEST) / most
+        super().__init__(self._stored(weight.float() / scale.unsqueeze(1)), bias)
+        self._scale = scale
+        self._most = most
+
+    def __call__(self, x: Tensor) -> Tensor:
+        scale = x.abs().amax(dim=-1, keepdim=True).float().clamp_min_(SMALLEST) / self._most
+        return self._product(x.float() / scale, scale, x.dtype)
+
+    def _stored(self, weight: Tensor) -> Tensor:
+        """A scaled weight, [out, in] float32, as the kernel wants it."""
+        raise NotImplementedError
+
+    def _product(self, x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        """The product of scaled activations, [rows, in] float32, with their scales, [rows, 1] float32, undone."""
+        raise NotImplementedError
+
+
+class Int8Linear(QuantizedLinear):
+    """oneDNN's product of 8-bit integers, for the CPU."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight, bias, most=127)
+        self._no_shift = torch.zeros(len(weight), dtype=torch.int64)
+
+    def _stored(self, weight: Tensor) -> Tensor:
+        packed: Tensor = torch.ops.onednn.qlinear_prepack(weight.round_().to(torch.int8), None)
+        return packed
+
+    def _product(self, x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        # The kernel wants activations without a sign: flipping the highest bit adds 128, which it is told to take off.
+        unsigned = x.round_().to(torch.int8).view(torch.uint8).bitwise_xor_(128)
+        product: Tensor = torch.ops.onednn.qlinear_pointwise(
+            unsigned, 1.0, 128, self._weight, self._scale, self._no_shift, None, 1.0, 0, dtype, "none", [], ""
+        )
+        scale = scale.to(dtype)
+        return product * scale if self._bias is None else torch.addcmul(self._bias, product, scale)
+
+
+class Fp8Linear(QuantizedLinear):
+    """The product of 8-bit floating-point numbers that recent GPUs have units for."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight, bias, most=torch.finfo(torch.float8_e4m3fn).max)
+
+    def _stored(self, weight: Tensor) -> Tensor:
+        return weight.to(torch.float8_e4m3fn)
+
+    def _product(self, x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        product = torch._scaled_mm(
+            x.to(torch.float8_e4m3fn), self._weight.t(), scale_a=scale, scale_b=self._scale.unsqueeze(0), bias=self._bias, out_dtype=dtype
+        )
+        assert isinstance(product, Tensor)
         return product
 
 

@@ -1,8 +1,8 @@
 """
 Bidirectional decoders: NVIDIA's Llama retrievers `llama-3.2-nv-embedqa-1b` and its Mistral retrievers `nv-embedqa-mistral-7b`.
 
-The layers are Llama's, which are Mistral's too; the attention is not causal, so every token sees the whole text. Hub checkpoints bring remote code for
-this, which is neither run nor needed: the arithmetic below is all of it.
+The layers are Llama's, which are Mistral's too; the attention is not causal, so every token sees the whole text. Hub checkpoints bring remote code
+for this, which is neither run nor needed: the arithmetic below is all of it.
 
 In:  packed token ids      Out: hidden states of every token
 Source: the models' cards and configurations; Llama 3's RoPE scaling.
@@ -161,7 +161,7 @@ class Layer:
 
     def _attend(self, x: Tensor, cos: Tensor, sin: Tensor, packed: Packed) -> Tensor:
         heads = self._heads
-        query, key, value = self._qkv(x).view(packed.rows, -1, heads.width).split((heads.query, heads.kv, heads.kv), dim=1)
+        query, key, value = self._qkv(x).view(packed.rows, -1, heads.width).split_with_sizes((heads.query, heads.kv, heads.kv), dim=1)
         return attend(rotate(query, cos, sin, scale=heads.width**-0.5), rotate(key, cos, sin), value, packed, heads)
 
 

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from nv_embed.errors import InvalidInput
-from nv_embed_sidecar.engines.linear import Linear, OneDnnLinear, PlainLinear, has_onednn
+from nv_embed_sidecar.engines.linear import Fp8Linear, Int8Linear, Linear, OneDnnLinear, PlainLinear, has_onednn
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+QUANTIZED = {"int8": "cpu", "fp8": "cuda"}
+"""Precisions of the products alone, and the device whose units they are for; all else is in half precision."""
 ROWS_ON_CPU = 16
-"""Rows of a packed batch are filled up to a multiple: oneDNN makes a kernel for each number of rows that it meets, and one row alone is another kernel's."""
+"""Rows of a packed batch are filled up to a multiple of it: oneDNN makes a kernel for each number of rows, and one row alone is another kernel's work."""
 
 TRIAL_WIDTH = 512
 TRIAL_ROUNDS = 5
@@ -31,7 +33,7 @@ class TorchDevice:
 
     @property
     def dtype(self) -> torch.dtype:
-        return PRECISIONS[self.precision]
+        return DTYPES.get(self.precision, torch.bfloat16)
 
     @property
     def row_multiple(self) -> int:
@@ -43,8 +45,12 @@ class TorchDevice:
 
     def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
         """The product with a weight of a checkpoint, [out, in], and a bias, [out]."""
-        here = self.tensor(weight), None if bias is None else self.tensor(bias)
-        return OneDnnLinear(*here) if self.device.type == "cpu" and has_onednn() else PlainLinear(*here)
+        moved = None if bias is None else self.tensor(bias)
+        if self.precision in QUANTIZED:
+            quantized = Int8Linear if self.precision == "int8" else Fp8Linear
+            return quantized(weight.to(self.device), moved)
+        chosen = OneDnnLinear if self.device.type == "cpu" and has_onednn() else PlainLinear
+        return chosen(self.tensor(weight), moved)
 
 
 def has_gpu() -> bool:
@@ -62,6 +68,11 @@ def choose(device: str, precision: str, threads: int) -> TorchDevice:
     if device == "cuda" and not cuda:
         raise InvalidInput("there is no CUDA device", hint="use --device cpu, or check the driver with nvidia-smi")
     chosen = torch.device("cuda" if cuda and device != "cpu" else "cpu")
+    if QUANTIZED.get(precision, chosen.type) != chosen.type:
+        raise InvalidInput(
+            f"{precision} is not for {chosen.type}",
+            hint=f"{precision} needs --device {QUANTIZED[precision]}; leave --precision out to have it chosen",
+        )
     if precision == "auto":
         precision = "bf16" if chosen.type == "cuda" or _is_quicker("bf16", "fp32", threads) else "fp32"
     return TorchDevice(chosen, precision, threads)
