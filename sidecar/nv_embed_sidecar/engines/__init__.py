@@ -49,7 +49,7 @@ class Engine(Protocol):
     def capacity(self) -> Capacity: ...
 
     def cost(self, tokens: int) -> float:
-        """The work that a text of so many tokens is, in tokens of a short one: attention grows with the square of the length."""
+        """The work that a text of so many tokens is, in tokens of a short one: attention's grows with the square."""
         ...
 
     def encode(self, batch: Sequence[Sequence[int]]) -> Vectors:

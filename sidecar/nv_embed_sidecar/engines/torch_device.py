@@ -17,7 +17,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 QUANTIZED = {"int8": "cpu", "fp8": "cuda"}
 """Precisions of the products alone, and the device whose units they are for; all else is in half precision."""
 ROWS_ON_CPU = 16
-"""Rows of a packed batch are filled up to a multiple of it: oneDNN makes a kernel for each number of rows, and one row alone is another kernel's work."""
+"""Rows of a packed batch are filled up to a multiple of it: oneDNN makes a kernel for each number of rows, and a single row is another's work."""
 
 TRIAL_WIDTH = 512
 TRIAL_ROUNDS = 5
@@ -70,8 +70,7 @@ def choose(device: str, precision: str, threads: int) -> TorchDevice:
     chosen = torch.device("cuda" if cuda and device != "cpu" else "cpu")
     if QUANTIZED.get(precision, chosen.type) != chosen.type:
         raise InvalidInput(
-            f"{precision} is not for {chosen.type}",
-            hint=f"{precision} needs --device {QUANTIZED[precision]}; leave --precision out to have it chosen",
+            f"there is no {precision} on {chosen.type}, but on {QUANTIZED[precision]}", hint="leave --precision out to have it chosen by the device"
         )
     if precision == "auto":
         precision = "bf16" if chosen.type == "cuda" or _is_quicker("bf16", "fp32", threads) else "fp32"
