@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from nv_embed.errors import EmbedError
 from nv_embed_sidecar import logs
-from nv_embed_sidecar.settings import Settings
+from nv_embed_sidecar.settings import Settings, option
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,15 @@ def serve(
     ] = None,
     listen: Annotated[list[str] | None, typer.Option(help="host:port, host:0 for any free port, or unix:/path. Repeatable.")] = None,
     dims: Annotated[list[str] | None, typer.Option(help="Widths to allow although no model was trained for them, such as 256,128.")] = None,
+    query_prompt: Annotated[str | None, typer.Option(help="What the one model served gets in front of a query, instead of its own.")] = None,
+    passage_prompt: Annotated[str | None, typer.Option(help="The same for a passage; '' for nothing.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="The longest text of the one model served, prompt and special tokens included.")] = None,
+    pooling: Annotated[str | None, typer.Option(help="How the one model served makes one vector of a text: mean or cls.")] = None,
+    bidirectional: Annotated[
+        bool | None, typer.Option("--bidirectional", help="The one model served, a Llama or Mistral, was trained with bidirectional attention.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or auto.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16, int8 (CPU) or fp8 (GPU).")] = None,
     threads: Annotated[int | None, typer.Option(help="Cores for the arithmetic; all unless given.")] = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one batch.")] = None,
     max_queue_texts: Annotated[int | None, typer.Option(help="Texts that may wait, per priority.")] = None,
@@ -88,8 +95,8 @@ def _settings(given: dict[str, Any]) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "the settings"
-        _fail(f"{option}: {first['msg']}", 2)
+        message = first["msg"].removeprefix("Value error, ")
+        _fail(f"{option(str(first['loc'][0]))}: {message}" if first["loc"] else message, 2)
         raise
 
 

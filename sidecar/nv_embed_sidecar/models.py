@@ -2,21 +2,23 @@
 Which models are served, by which names, and where their files lie.
 
 A model is named by a short name, a directory or a hub id. What its directory says of itself wins (`cards.py`); where that is silent, the registry
-speaks. Code that comes with a model is never run.
+speaks; the operator can override both. Code that comes with a model is never run.
 
-In:  the operator's `--model` and `--dims`      Out: `Model`s, ready to serve
+In:  the operator's `--model` and what they say of it      Out: `Model`s, ready to serve
 """
 
 import hashlib
 import importlib.util
+import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nv_embed.errors import EmbedError, InvalidInput, UnknownModel
-from nv_embed_sidecar.cards import REVISION_DIGITS, Card, listed, read_card, revision, weights
+from nv_embed_sidecar.cards import LLAMA, REVISION_DIGITS, Card, listed, read_card, revision
 from nv_embed_sidecar.engines import Engine
 from nv_embed_sidecar.engines.fake import WIDTH, FakeEngine, FakeVocabulary
 from nv_embed_sidecar.pooling import MEAN
@@ -148,7 +150,7 @@ def _load(name: str, settings: Settings) -> Model:
     called = _called(directory) if Path(name).is_dir() else name
     known = known or known_as(called) or Known(called)
     try:
-        card = read_card(directory, known)
+        card = read_card(directory, known, settings)
         return _from_card(card, known, settings)
     except EmbedError:
         raise
@@ -158,42 +160,39 @@ def _load(name: str, settings: Settings) -> Model:
 
 
 def _fake(settings: Settings) -> Model:
+    if settings.pooling not in (None, MEAN) or settings.bidirectional:
+        raise InvalidInput("the fake model has mean pooling and no attention", hint="leave --pooling and --bidirectional out")
     dims = (WIDTH, 1024, 768, 512, 384)
-    prompts = {"query_prompt": "query: ", "passage_prompt": "passage: "}
-    revision = hashlib.sha256(b"nv_embed fake model, words by shake_128, 1").hexdigest()[:REVISION_DIGITS]
-    tokenizer = TextTokenizer(FakeVocabulary(), model=FAKE, max_tokens=8192, **prompts)
+    own: dict[str, Any] = {"query_prompt": "query: ", "passage_prompt": "passage: ", "max_tokens": 8192}
+    said = own | {name: value for name in own if (value := getattr(settings, name)) is not None}
+    changes = "" if said == own else json.dumps(said, sort_keys=True)
+    revision = hashlib.sha256(f"nv_embed fake model, words by shake_128, 1{changes}".encode()).hexdigest()[:REVISION_DIGITS]
+    tokenizer = TextTokenizer(FakeVocabulary(), model=FAKE, **said)
     return Model(FAKE, (), revision, dims, _declared(settings, dims), MEAN, tokenizer, FakeEngine(settings.fake_delay_s))
 
 
 def _from_card(card: Card, known: Known, settings: Settings) -> Model:
     fingerprint = revision(card)
     special = None
-    if card.bidirectional_llama:
+    if card.architecture == LLAMA:
         # In front the begin-of-text token and behind nothing, whatever the template in the tokenizer's file says.
         special = ((int(card.config["bos_token_id"]),), ())
     vocabulary = FileVocabulary(card.directory / "tokenizer.json", lower_case=card.lower_case, special=special)
     tokenizer = TextTokenizer(
         vocabulary, model=known.name, max_tokens=card.max_tokens, query_prompt=card.query_prompt, passage_prompt=card.passage_prompt
     )
-    engine = _engine(card, settings)
-    trained = tuple(sorted({engine.width, *(dim for dim in known.dims if dim < engine.width)}, reverse=True))
+    # Imported here and not before, because the fake model serves without torch.
+    from nv_embed_sidecar.engines import loading
+
+    engine = loading.load(card, settings)
+    trained = trained_dims(card, known, engine.width)
     return Model(known.name, known.aliases, fingerprint, trained, _declared(settings, trained), card.pooling, tokenizer, engine)
 
 
-def _engine(card: Card, settings: Settings) -> Engine:
-    """The engine for a model; torch is imported here and not before, because the fake model serves without it."""
-    from nv_embed_sidecar.engines import torch_device
-
-    device = torch_device.choose(settings.device, settings.precision, settings.threads)
-    if card.bidirectional_llama:
-        from nv_embed_sidecar.engines.llama import LlamaEngine
-
-        if card.pooling != MEAN:
-            raise InvalidInput(f"the model's pooling is {card.pooling}, which is not supported for this architecture", hint="supported is mean")
-        return LlamaEngine.load(weights(card.directory), card.config, device)
-    from nv_embed_sidecar.engines.encoder import EncoderEngine
-
-    return EncoderEngine.load(card.directory, card.architecture, card.pooling, device)
+def trained_dims(card: Card, known: Known, width: int) -> tuple[int, ...]:
+    """The widths that a model was trained for, widest first. Its `config.json` may list them; the registry's list is for one width only."""
+    dims = card.config.get("matryoshka_dimensions") or (known.dims if width == known.width else ())
+    return tuple(sorted({width, *(int(dim) for dim in dims if 0 < int(dim) < width)}, reverse=True))
 
 
 def _declared(settings: Settings, trained: tuple[int, ...]) -> tuple[int, ...]:

@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from nv_embed.limits import MAX_REQUEST_BYTES, MAX_REQUEST_TEXTS, MAX_TEXT_BYTES
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
+OVERRIDES = ("query_prompt", "passage_prompt", "max_tokens", "pooling", "bidirectional")
+"""Settings that are said of one model."""
 
 
 def cores() -> int:
@@ -26,6 +28,8 @@ class Settings(BaseSettings):
         models: names, directories or hub ids; the first is the default model.
         listen: addresses, `host:port` (port 0: any free one) or `unix:/path`.
         dims: widths allowed beyond those a model was trained for.
+        query_prompt, passage_prompt, max_tokens, pooling: of the model, instead of what its files or the registry say.
+        bidirectional: that the model, by its files a causal one, was trained with bidirectional attention.
         batch_tokens: tokens of one batch; None: by the device.
         max_queue_texts, max_queue_tokens: what may wait, per priority, before further requests are refused.
         threads: cores for the arithmetic.
@@ -40,8 +44,13 @@ class Settings(BaseSettings):
     models: Annotated[tuple[str, ...], NoDecode] = Field(("auto",), min_length=1)
     listen: Annotated[tuple[str, ...], NoDecode] = Field((DEFAULT_LISTEN,), min_length=1)
     dims: Annotated[tuple[int, ...], NoDecode] = ()
+    query_prompt: str | None = None
+    passage_prompt: str | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    pooling: Literal["mean", "cls"] | None = None
+    bidirectional: bool = False
     device: Literal["cpu", "cuda", "auto"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "int8", "fp8"] = "auto"
     threads: int = Field(default_factory=cores, ge=1)
     batch_tokens: int | None = Field(None, ge=1)
     max_queue_texts: int = Field(16_384, ge=1)
@@ -73,6 +82,19 @@ class Settings(BaseSettings):
         if any(dim < 1 for dim in dims):
             raise ValueError("dimensions are at least 1")
         return tuple(sorted(set(dims), reverse=True))
+
+    @model_validator(mode="after")
+    def _one_model(self) -> "Settings":
+        """What is said of a model must leave no doubt of which."""
+        said = [name for name in OVERRIDES if getattr(self, name) not in (None, False)]
+        if said and len(self.models) > 1:
+            raise ValueError(f"{option(said[0])} is said of one model, and there are {len(self.models)}; serve this one with a sidecar of its own")
+        return self
+
+
+def option(name: str) -> str:
+    """A setting as the command line calls it."""
+    return "--" + name.replace("_", "-")
 
 
 def _parts(text: str) -> list[str]:

@@ -1,8 +1,9 @@
 """
 Text to token ids.
 
-Every text gets the model's prompt in front and its special tokens around, exactly once. What exceeds the model's limit is an error or is cut from the
-text, never from the prompt or the special tokens.
+Every text gets the model's prompt in front and its special tokens around, exactly once: a text that begins with the very prompt of its input type,
+because a client added it, gets no second one. What exceeds the model's limit is an error or is cut from the text, never from the prompt or the
+special tokens.
 
 In:  texts, an input type      Out: token ids, at most `max_tokens` a text
 """
@@ -99,6 +100,9 @@ class TextTokenizer:
     Attributes:
         max_tokens: the most tokens a text may have, special tokens and prompt included.
         prompts: what stands in front of a text of each input type.
+
+    Raises:
+        InvalidInput: special tokens and a prompt alone leave no room for a text.
     """
 
     def __init__(self, vocabulary: Vocabulary, *, model: str, max_tokens: int, query_prompt: str, passage_prompt: str) -> None:
@@ -107,6 +111,7 @@ class TextTokenizer:
         self._special = len(vocabulary.prefix) + len(vocabulary.suffix)
         self.max_tokens = max_tokens
         self.prompts = {InputType.QUERY: query_prompt, InputType.PASSAGE: passage_prompt}
+        self._check_room()
 
     def count(self, texts: Sequence[str], input_type: InputType = InputType.PASSAGE) -> list[int]:
         """Tokens of each text, special tokens and prompt included, without truncation."""
@@ -118,9 +123,10 @@ class TextTokenizer:
         Raises:
             InvalidInput: a text exceeds `max_tokens` and `truncate` is NONE.
         """
+        prompted = self._prompted(texts, input_type)
         return [
             [*self._vocabulary.prefix, *self._fit(position, text, ids, input_type, truncate), *self._vocabulary.suffix]
-            for position, (text, ids) in enumerate(zip(texts, self._vocabulary.ids(self._prompted(texts, input_type)), strict=True))
+            for position, (text, ids) in enumerate(zip(prompted, self._vocabulary.ids(prompted), strict=True))
         ]
 
     def overhead(self) -> int:
@@ -128,14 +134,24 @@ class TextTokenizer:
         return self.count([""])[0]
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """The characters [start, end) of each token of a passage, counted in `text`; tokens of the prompt alone are left out."""
-        prompt = self.prompts[InputType.PASSAGE]
-        _, spans = self._vocabulary.ids_with_offsets(prompt + text)
-        return [(max(start - len(prompt), 0), end - len(prompt)) for start, end in spans if end > len(prompt)]
+        """The characters [start, end) of each token of a passage, counted in `text`; tokens of a prompt that is not part of it are left out."""
+        (prompted,) = self._prompted([text], InputType.PASSAGE)
+        added = len(prompted) - len(text)
+        _, spans = self._vocabulary.ids_with_offsets(prompted)
+        return [(max(start - added, 0), end - added) for start, end in spans if end > added]
 
     def _prompted(self, texts: Sequence[str], input_type: InputType) -> Sequence[str]:
         prompt = self.prompts[input_type]
-        return [prompt + text for text in texts] if prompt else texts
+        return [text if text.startswith(prompt) else prompt + text for text in texts]
+
+    def _check_room(self) -> None:
+        for input_type, prompt in self.prompts.items():
+            (taken,) = self.count([prompt], input_type)
+            if taken >= self.max_tokens:
+                raise InvalidInput(
+                    f"max_tokens is {self.max_tokens}, and special tokens and {input_type.value} prompt of model {self._model} alone take {taken}",
+                    hint="allow more tokens, or give a shorter prompt",
+                )
 
     def _fit(self, position: int, text: str, ids: list[int], input_type: InputType, truncate: Truncate) -> list[int]:
         room = self.max_tokens - self._special
@@ -148,21 +164,23 @@ class TextTokenizer:
         if truncate is Truncate.END:
             return ids[:room]
         if truncate is Truncate.START:
-            head = self._prompt_tokens(text, input_type)
-            return [*ids[:head], *ids[len(ids) - (room - head) :]]
+            head = self._prompt_ids(text, ids, input_type)[:room]
+            return [*head, *ids[len(ids) - (room - len(head)) :]]
         raise InvalidInput(
             f"{len(ids) + self._special} tokens exceed the {self.max_tokens} tokens that model {self._model} reads",
             hint="cut the text into pieces with nv_chunk(), or allow the loss with truncate => 'END'",
             position=position,
         )
 
-    def _prompt_tokens(self, text: str, input_type: InputType) -> int:
-        """How many of the first tokens stand for the prompt alone. The prompt's last space often belongs to the text's first word."""
+    def _prompt_ids(self, prompted: str, ids: list[int], input_type: InputType) -> list[int]:
+        """The first tokens, those of the prompt alone. Its last space often belongs to the text's first word, and is dropped with it."""
         prompt = self.prompts[input_type]
         if not prompt:
-            return 0
-        _, spans = self._vocabulary.ids_with_offsets(prompt + text[:PROMPT_CONTEXT_CHARS])
-        return sum(end <= len(prompt) for _, end in spans)
+            return []
+        _, spans = self._vocabulary.ids_with_offsets(prompted[: len(prompt) + PROMPT_CONTEXT_CHARS])
+        ends = [end for _, end in spans if end <= len(prompt)]
+        shared = prompt[max(ends, default=0) :]
+        return [*ids[: len(ends)], *(self._vocabulary.ids([shared])[0] if shared.strip() else ())]
 
 
 def _portions(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from nv_embed_sidecar.engines.fake import FakeVocabulary
 from nv_embed_sidecar.tokenising import PORTION_CHARS, FileVocabulary, InputType, TextTokenizer, Truncate
 from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
@@ -19,6 +20,7 @@ from tokenizers.trainers import BpeTrainer
 from nv_embed.errors import InvalidInput
 
 CLS, SEP = 101, 102
+LLAMA_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 VOCABULARY = FileVocabulary(get_model_path() / "tokenizer.json")
 REFERENCE = Tokenizer.from_file(str(get_model_path() / "tokenizer.json"))
 REFERENCE.no_padding()
@@ -42,9 +44,34 @@ def test_ids_are_those_of_the_tokenizers_own_template(text: str) -> None:
 @pytest.mark.parametrize("input_type", list(InputType))
 def test_the_prompt_stands_in_front_once(input_type: InputType) -> None:
     both = tokenizer(passage_prompt="passage: ")
-    for text in ("hello", "", "query: hello"):
+    for text in ("hello", "", "query", "Query: hello", "query:hello", " query: hello", "the passage: hello"):
         (ids,) = both.encode([text], input_type, Truncate.NONE)
         assert ids == REFERENCE.encode(f"{input_type.value}: {text}").ids
+
+
+@pytest.mark.parametrize("input_type", list(InputType))
+def test_a_prompt_that_the_caller_has_added_is_not_doubled(input_type: InputType) -> None:
+    both = tokenizer(passage_prompt="passage: ")
+    prompt = both.prompts[input_type]
+    for text in ("hello", "", prompt, f"{prompt}hello"):
+        (ids,) = both.encode([prompt + text], input_type, Truncate.NONE)
+        assert ids == REFERENCE.encode(prompt + text).ids
+        assert both.count([prompt + text], input_type) == [len(ids)]
+
+
+def test_the_prompt_of_the_other_input_type_is_part_of_the_text() -> None:
+    both = tokenizer(passage_prompt="passage: ")
+    (ids,) = both.encode(["query: hello"], InputType.PASSAGE, Truncate.NONE)
+    assert ids == REFERENCE.encode("passage: query: hello").ids
+
+
+@given(st.text(alphabet="ab :", max_size=12), st.booleans())
+def test_offsets_are_counted_in_the_text_as_the_caller_sent_it(text: str, has_prompt: bool) -> None:
+    sent = f"passage: {text}" if has_prompt else text
+    reader = tokenizer(passage_prompt="passage: ")
+    spans = reader.offsets(sent)
+    assert "".join(sent[start:end] for start, end in spans) == sent.replace(" ", "")
+    assert len(spans) + (0 if has_prompt else reader.overhead() - 2) + 2 == reader.count([sent])[0]
 
 
 @pytest.mark.parametrize("truncate", list(Truncate))
@@ -77,6 +104,74 @@ def test_start_keeps_the_prompt_of_a_byte_level_vocabulary_whose_words_hold_thei
     assert [built.id_to_token(token) for token in ids] == ["passage", ":", "Ġthree", "Ġfour"]
 
 
+def byte_level(folder: Path) -> Tokenizer:
+    """A vocabulary whose words hold the space in front of them, saved in a folder."""
+    built = Tokenizer(BPE())
+    built.pre_tokenizer = PreTokenizers([Split(Regex(LLAMA_WORDS), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+    corpus = ["query: who built it", "Represent:one two three four"] * 3
+    built.train_from_iterator(corpus, BpeTrainer(vocab_size=400, initial_alphabet=sorted(ByteLevel.alphabet()), show_progress=False))
+    built.add_special_tokens(["<s>"])
+    built.decoder = ByteLevelDecoder()
+    built.save(str(folder / "tokenizer.json"))
+    return built
+
+
+@pytest.fixture(scope="module")
+def byte_level_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, FileVocabulary]:
+    folder = tmp_path_factory.mktemp("byte-level")
+    built = byte_level(folder)
+    return built, FileVocabulary(folder / "tokenizer.json", special=((built.token_to_id("<s>"),), ()))
+
+
+WORDS = st.lists(st.sampled_from(["one", "two", "three", "four", "x", "日本", "é", "\n", "  "]), max_size=30).map(" ".join)
+
+
+@given(
+    text=st.one_of(WORDS, st.text(max_size=40)),
+    prompt=st.sampled_from(["", "query: ", "Represent:", "Instruct: ask\nQuery: "]),
+    room=st.integers(1, 12),
+)
+@pytest.mark.parametrize("kind", ["word pieces", "byte level"])
+def test_truncation_keeps_the_special_tokens_the_prompt_and_one_end_of_the_text(
+    byte_level_vocabulary: tuple[Tokenizer, FileVocabulary], kind: str, text: str, prompt: str, room: int
+) -> None:
+    built, vocabulary = (REFERENCE, VOCABULARY) if kind == "word pieces" else byte_level_vocabulary
+    special = len(vocabulary.prefix) + len(vocabulary.suffix)
+    alone = built.encode(prompt, add_special_tokens=False).ids
+    reader = TextTokenizer(vocabulary, model="m", max_tokens=special + len(alone) + room, query_prompt=prompt, passage_prompt="")
+    whole = built.encode(prompt + text, add_special_tokens=False).ids
+    for cut in (Truncate.START, Truncate.END):
+        (ids,) = reader.encode([text], InputType.QUERY, cut)
+        kept = ids[len(vocabulary.prefix) : len(ids) - len(vocabulary.suffix)]
+        assert ids == [*vocabulary.prefix, *kept, *vocabulary.suffix]
+        assert len(ids) == min(special + len(whole), reader.max_tokens)
+        assert decoded(built, kept).startswith(decoded(built, alone).strip())
+        if cut is Truncate.END:
+            assert kept == whole[: len(kept)]
+        else:
+            dropped = len(whole) - len(kept)
+            assert dropped == 0 or kept[-room:] == whole[-room:]
+
+
+def decoded(built: Tokenizer, ids: list[int]) -> str:
+    return built.decode(ids, skip_special_tokens=False)
+
+
+def test_start_keeps_a_prompt_whose_last_sign_belongs_to_the_first_word(byte_level_vocabulary: tuple[Tokenizer, FileVocabulary]) -> None:
+    built, vocabulary = byte_level_vocabulary
+    assert ":one" in built.encode("Represent:one").tokens, "the prompt's colon is in the text's first token"
+    reader = TextTokenizer(vocabulary, model="m", max_tokens=5, query_prompt="Represent:", passage_prompt="")
+    (ids,) = reader.encode(["one two three four"], InputType.QUERY, Truncate.START)
+    assert decoded(built, ids) == "<s>Represent: three four"
+
+
+@pytest.mark.parametrize(("query_prompt", "passage_prompt"), [("query: ", ""), ("", "passage: ")])
+def test_a_limit_that_leaves_no_room_beside_a_prompt_is_refused(query_prompt: str, passage_prompt: str) -> None:
+    with pytest.raises(InvalidInput, match=r"max_tokens is 4, and special tokens and (query|passage) prompt of model m alone take 4"):
+        tokenizer(max_tokens=4, query_prompt=query_prompt, passage_prompt=passage_prompt)
+    tokenizer(max_tokens=5, query_prompt=query_prompt, passage_prompt=passage_prompt)
+
+
 def test_none_names_the_counts_the_text_and_the_remedies() -> None:
     with pytest.raises(InvalidInput) as raised:
         tokenizer().encode(["short", "one " * 15], InputType.PASSAGE, Truncate.NONE)
@@ -90,9 +185,6 @@ def test_none_names_the_counts_the_text_and_the_remedies() -> None:
 def test_count_is_the_length_of_what_the_model_reads(texts: list[str], input_type: InputType) -> None:
     reader = tokenizer(max_tokens=1000)
     assert reader.count(texts, input_type) == [len(ids) for ids in reader.encode(texts, input_type, Truncate.NONE)]
-
-
-LLAMA_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 @pytest.mark.parametrize("unit", ["The dynamo, built in 1861. ", "naïve 日本語 x_y 🙂\n\n", "unbroken", "1 2 3 "])
