@@ -1,7 +1,7 @@
 """
 From one vector a token to one vector a text, at the width that was asked for.
 
-In:  hidden states of texts of one length      Out: pooled vectors; truncated and normalised ones
+In:  hidden states of packed texts      Out: pooled vectors; truncated and normalised ones
 """
 
 from typing import TYPE_CHECKING
@@ -19,20 +19,23 @@ CLS = "cls"
 SHORTEST = 1e-12
 
 
-def mean(hidden: "Tensor") -> "Tensor":
-    """The mean over every token, special tokens and prompt included.
+def mean(hidden: "Tensor", bounds: "Tensor") -> "Tensor":
+    """The mean over every token of a text, special tokens and prompt included.
 
     Args:
-        hidden: [n, length, width], texts of one length.
+        hidden: [tokens, width], text behind text.
+        bounds: [n + 1], the row at which each text begins, and the last one's end.
     Returns:
         [n, width] float32. Accumulated in float32: half precision drifts on long texts.
     """
-    return hidden.float().mean(dim=1)
+    import torch
+
+    return torch.segment_reduce(hidden.float(), "mean", offsets=bounds, axis=0)
 
 
-def cls(hidden: "Tensor") -> "Tensor":
+def cls(hidden: "Tensor", bounds: "Tensor") -> "Tensor":
     """The first token's hidden state. Arguments as for `mean`."""
-    return hidden[:, 0].float()
+    return hidden[bounds[:-1]].float()
 
 
 POOLINGS = {MEAN: mean, CLS: cls}

@@ -24,7 +24,7 @@ class Capacity:
 
     Attributes:
         tokens_per_s: its rate, in the unit of `Engine.cost`.
-        batch_tokens: the cost that one batch should have: as much as keeps the device busy, fits its memory and takes no longer than a query may wait.
+        batch_tokens: the cost that one batch should have: it keeps the device busy, fits its memory and takes no longer than a query may wait.
     """
 
     tokens_per_s: float

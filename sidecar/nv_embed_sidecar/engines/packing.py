@@ -53,6 +53,10 @@ class Packed:
         return len(self.ids)
 
     @property
+    def tokens(self) -> int:
+        return sum(run.texts * run.length for run in self.runs)
+
+    @property
     def longest(self) -> int:
         return max(run.length for run in self.runs)
 

@@ -73,7 +73,8 @@ def choose(device: str, precision: str, threads: int) -> TorchDevice:
             f"there is no {precision} on {chosen.type}, but on {QUANTIZED[precision]}", hint="leave --precision out to have it chosen by the device"
         )
     if precision == "auto":
-        precision = "bf16" if chosen.type == "cuda" or _is_quicker("bf16", "fp32", threads) else "fp32"
+        quick = torch.cuda.is_bf16_supported(including_emulation=False) if chosen.type == "cuda" else _is_quicker("bf16", "fp32", threads)
+        precision = "bf16" if quick else "fp32"
     return TorchDevice(chosen, precision, threads)
 
 

@@ -138,9 +138,7 @@ class TorchEngine:
     @torch.inference_mode()
     def _compute(self, batch: Sequence[Sequence[int]]) -> Vectors:
         packed = pack(batch, self._device.device, self._device.row_multiple)
-        hidden = self._model(packed)
-        pooled = [self._pool(hidden[run.start : run.start + run.texts * run.length].view(run.texts, run.length, -1)) for run in packed.runs]
-        vectors: Vectors = torch.cat(pooled).cpu().numpy()
+        vectors: Vectors = self._pool(self._model(packed)[: packed.tokens], packed.bounds).cpu().numpy()
         return vectors
 
 
