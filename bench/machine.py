@@ -1,11 +1,12 @@
 """
-How benchmarks report: a table of medians, one ratio, and the machine they ran on, on the terminal and in bench/results/.
+How benchmarks report: tables of medians, ratios, and the machine they ran on, on the terminal and in bench/results/.
 """
 
+import math
 import os
 import platform
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,13 +21,35 @@ def machine() -> str:
     flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
     features = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags.split()]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "grpcio", "psycopg"))
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "sentence-transformers", "grpcio", "psycopg"))
     return f"{cpu}, {os.cpu_count()} cores ({' '.join(features)}), {memory:.0f} GiB; Python {platform.python_version()}, {versions}"
+
+
+def load_average() -> float:
+    """The machine's, over the minute before; times mean little where it is not near 0 when a benchmark begins."""
+    return os.getloadavg()[0]
 
 
 def paired_ratio(over: Sequence[float], under: Sequence[float]) -> float:
     """Median of the ratios of measurements taken in turns: what else the machine does falls on both."""
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The least of the values that at least `percent` of them do not exceed: one that was measured, not one between two."""
+    return sorted(values)[max(math.ceil(percent / 100 * len(values)), 1) - 1]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others numbers."""
+    rule = ["---", *("---:" for _ in header[1:])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
+
+
+def keep(name: str, text: str) -> None:
+    """Keep what a benchmark printed."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(text)
 
 
 def report(name: str, what: str, seconds: Mapping[str, Sequence[float]], ratio: tuple[str, str], *, unit: str = "s") -> None:
@@ -40,5 +63,4 @@ def report(name: str, what: str, seconds: Mapping[str, Sequence[float]], ratio: 
     lines += ["", f"**{ratio[0]} / {ratio[1]}: {paired_ratio(over, under):.3f}**, the median over neighbours in time", "", machine(), ""]
     text = "\n".join(lines)
     print(text)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text(text)
+    keep(name, text)

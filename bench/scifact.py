@@ -10,10 +10,7 @@ DIR holds corpus.jsonl, queries.jsonl (each may end in .gz) and qrels/SPLIT.tsv.
 """
 
 import argparse
-import csv
-import gzip
 import json
-import os
 import statistics
 import sys
 import time
@@ -26,7 +23,8 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parent)]
 
 import psycopg
-from machine import RESULTS, machine
+from collection import Collection, read
+from machine import keep, load_average, machine
 
 from nv_embed.cli.private import servers
 from nv_embed.demo.scoring import ndcg_at, recall_at
@@ -35,22 +33,6 @@ K = 10
 PAGE_ROWS = 256
 
 Connection = psycopg.Connection[tuple[Any, ...]]
-
-
-@dataclass(frozen=True)
-class Collection:
-    """A test collection.
-
-    Attributes:
-        documents: title and text by id.
-        queries: those of the split, by id.
-        grades: how relevant each judged document is to a query; documents that are not named are not.
-    """
-
-    name: str
-    documents: Mapping[str, tuple[str, str]]
-    queries: Mapping[str, str]
-    grades: Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -91,28 +73,8 @@ def main() -> None:
     collection = read(options.folder, options.split)
     with psycopg.connect(options.database_url or servers().dsn(), autocommit=True) as connection, schema(connection):
         result = measure(connection, collection, options.split)
-    keep(result)
+    keep(f"{result.collection}-{result.model.replace('/', '-')}", as_text(result))
     print(json.dumps(asdict(result), indent=2) if options.as_json else as_text(result))
-
-
-def read(folder: Path, split: str) -> Collection:
-    grades: dict[str, dict[str, int]] = {}
-    with (folder / "qrels" / f"{split}.tsv").open(newline="") as file:
-        for query, document, grade in list(csv.reader(file, delimiter="\t"))[1:]:
-            grades.setdefault(query, {})[document] = int(grade)
-    return Collection(
-        folder.resolve().name,
-        {each["_id"]: (each.get("title", ""), each["text"]) for each in lines(folder / "corpus.jsonl")},
-        {each["_id"]: each["text"] for each in lines(folder / "queries.jsonl") if each["_id"] in grades},
-        grades,
-    )
-
-
-def lines(file: Path) -> Iterator[dict[str, str]]:
-    packed = file.with_name(file.name + ".gz")
-    with gzip.open(packed, "rt", encoding="utf-8") if packed.exists() else file.open(encoding="utf-8") as rows:
-        for row in rows:
-            yield json.loads(row)
 
 
 @contextmanager
@@ -128,7 +90,7 @@ def schema(connection: Connection) -> Iterator[None]:
 
 def measure(connection: Connection, collection: Collection, split: str) -> Result:
     connection.execute("SELECT nv_embed.auto_embed('nv_embed_bench.docs', source => '{title} {body}', truncate => 'END')")
-    load_average = os.getloadavg()[0]
+    load_before = load_average()
     load_s = load(connection, collection.documents)
     found, seconds = {}, []
     for query, text in collection.queries.items():
@@ -154,7 +116,7 @@ def measure(connection: Connection, collection: Collection, split: str) -> Resul
         rows_per_s=len(collection.documents) / load_s,
         query_median_ms=1000 * statistics.median(seconds),
         query_p95_ms=1000 * statistics.quantiles(seconds, n=20)[-1],
-        load_average=load_average,
+        load_average=load_before,
         machine=machine(),
     )
 
@@ -190,11 +152,6 @@ def as_text(result: Result) -> str:
             "",
         ]
     )
-
-
-def keep(result: Result) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{result.collection}-{result.model.replace('/', '-')}.md").write_text(as_text(result))
 
 
 if __name__ == "__main__":

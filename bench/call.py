@@ -5,7 +5,7 @@ A short text is embedded by the sidecar alone (one client, one connection) and t
 and for the later ones in one. The two take turns, and the median of
 their differences is the budgets' figure.
 
-    bench/latency.py [--model minilm] [--sessions 15] [--calls 300]
+    bench/call.py [--model minilm] [--sessions 15] [--calls 300]
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
                 first.append(timed(partial(embed_by_sql, session, n)))
                 memory.append(resident_mb(session.info.backend_pid) - before)
     report(
-        f"latency-{options.model}",
+        f"call-{options.model}",
         f"one text of {len(TEXT)} characters; model {options.model}\n\n"
         f"first call over the encoder's own time: {1000 * added(first, before_first):.0f} ms; "
         f"later calls: {1000 * added(later, alone):.2f} ms; "

@@ -1,0 +1,62 @@
+"""
+This project's engine: texts are tokenised, cut into batches as the scheduler cuts them, and computed, in one process and without a server.
+
+    engine.py MODEL PRECISION [DEVICE]
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy
+from nv_embed_sidecar.models import load
+from nv_embed_sidecar.pooling import truncate
+from nv_embed_sidecar.settings import Settings
+from nv_embed_sidecar.tokenising import InputType, Truncate
+from turns import take_turns
+
+
+class Engine:
+    def __init__(self, model: str, precision: str, device: str) -> None:
+        self._model = next(iter(load(Settings(models=(model,), precision=precision, device=device))))
+        self._lengths: list[int] = []
+
+    def about(self) -> Mapping[str, Any]:
+        engine = self._model.engine
+        return {
+            "model": self._model.name,
+            "prompt": self._model.prompt(InputType.PASSAGE),
+            "precision": engine.precision,
+            "batch_tokens": engine.capacity.batch_tokens,
+            "tokens_per_s": engine.capacity.tokens_per_s,
+            "lengths": self._lengths,
+        }
+
+    def prepare(self, texts: Sequence[str]) -> None:
+        self._lengths = [len(ids) for ids in self._model.tokenizer.encode(texts, InputType.PASSAGE, Truncate.END)]
+
+    def encode(self, texts: Sequence[str]) -> Any:
+        model = self._model
+        ids = model.tokenizer.encode(texts, InputType.PASSAGE, Truncate.END)
+        vectors = numpy.empty((len(ids), model.engine.width), dtype=numpy.float32)
+        for positions in batches([model.engine.cost(len(each)) for each in ids], model.engine.capacity.batch_tokens):
+            vectors[positions] = model.engine.encode([ids[position] for position in positions])
+        return truncate(vectors, model.engine.width)
+
+
+def batches(costs: Sequence[float], budget: float) -> list[list[int]]:
+    """Positions of texts in batches of at most `budget`, or of one text; texts of nearly equal cost together."""
+    cut: list[list[int]] = []
+    room = 0.0
+    for position in sorted(range(len(costs)), key=lambda position: -costs[position]):
+        if not cut or costs[position] > room:
+            cut.append([])
+            room = budget
+        cut[-1].append(position)
+        room -= costs[position]
+    return cut
+
+
+if __name__ == "__main__":
+    model, precision, *device = sys.argv[1:]
+    take_turns(Engine(model, precision, device[0] if device else "auto"))
