@@ -1,0 +1,88 @@
+"""
+The vector of a text is its own: alone, in any batch, in any order, next to any neighbour, on any number of cores.
+
+On the CPU it is so to the last bit, in both precisions.
+"""
+
+from pathlib import Path
+
+import numpy
+import pytest
+from checkpoints import BERT, LLAMA, bert, llama
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nv_embed_sidecar.models import Model
+from proofs import LEAST_COSINE, alone, batches, is_invariant, is_same, sequence, served
+
+VOCABULARY = {"minilm": 30_522, "llama": LLAMA["vocab_size"], "bert": BERT["vocab_size"]}
+LONGEST = {"minilm": 256, "llama": 700, "bert": 512}
+
+NEIGHBOURS = (1, 2, 3, 6, 7, 8, 22, 23, 24, 38, 39, 40, 54, 55, 56, 118, 119, 120, 246, 247, 248)
+"""Tokens beside a text of 9: kernels work in tiles of rows, and the last tile is often another kernel's."""
+
+
+@pytest.fixture(scope="module", params=[pytest.param("minilm", marks=pytest.mark.minilm), "llama", "bert"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def source(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path | str:
+    return kind if kind == "minilm" else {"llama": llama, "bert": bert}[kind](tmp_path_factory.mktemp("small") / kind)
+
+
+@pytest.fixture(scope="module", params=LEAST_COSINE)
+def models(source: Path | str, request: pytest.FixtureRequest) -> dict[int, Model]:
+    """One model, by the number of cores that it computes on."""
+    return {threads: served(source, precision=request.param, threads=threads) for threads in (1, 2)}
+
+
+@given(data=st.data())
+@settings(max_examples=8, deadline=None)
+def test_a_text_has_one_vector_whatever_it_is_batched_with(kind: str, models: dict[int, Model], data: st.DataObject) -> None:
+    texts, order, most = data.draw(batches(VOCABULARY[kind], LONGEST[kind]))
+    expected = alone(models[1], texts)
+    for model in models.values():
+        is_invariant(model, texts, order, most, expected)
+
+
+@given(data=st.data())
+@settings(max_examples=4, deadline=None)
+def test_a_text_has_one_vector_on_any_number_of_cores(kind: str, models: dict[int, Model], data: st.DataObject) -> None:
+    texts, _, _ = data.draw(batches(VOCABULARY[kind], LONGEST[kind]))
+    is_same(models[2], alone(models[2], texts), alone(models[1], texts))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("length", [1, 2, 33])
+def test_equal_texts_in_one_batch_have_one_vector(kind: str, models: dict[int, Model], length: int, threads: int) -> None:
+    model, text = models[threads], sequence(length, VOCABULARY[kind])
+    expected = alone(model, [text])
+    for copies in (2, 3, 7, 32, 33, 70):
+        is_same(model, model.engine.encode([text] * copies), numpy.repeat(expected, copies, axis=0))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_number_of_tokens_beside_a_text_does_not_matter(kind: str, models: dict[int, Model], threads: int) -> None:
+    model, text = models[threads], sequence(9, VOCABULARY[kind])
+    expected = alone(model, [text])
+    for length in NEIGHBOURS:
+        is_same(model, model.engine.encode([sequence(length, VOCABULARY[kind]), text])[1:], expected)
+
+
+def test_many_short_texts_beside_a_few_long_ones_keep_their_vectors(kind: str, models: dict[int, Model]) -> None:
+    longest = LONGEST[kind]
+    lengths = [longest, *(3 + position % 11 for position in range(90)), longest - 1, longest // 2, longest // 2]
+    texts = [sequence(length, VOCABULARY[kind], seed) for seed, length in enumerate(lengths)]
+    expected = alone(models[1], texts)
+    for model in models.values():
+        is_invariant(model, texts, order=range(len(texts))[::-1], most=61, expected=expected)
+
+
+def test_the_comparison_would_notice_a_change_of_the_last_digit(kind: str, models: dict[int, Model]) -> None:
+    model = models[1]
+    (vector,) = vectors = model.engine.encode([sequence(20, VOCABULARY[kind])])
+    changed = vectors.copy()
+    changed[0, 5] = numpy.nextafter(vector[5], numpy.float32(numpy.inf))
+    with pytest.raises(AssertionError):
+        is_same(model, vectors, changed)
