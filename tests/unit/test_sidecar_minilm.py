@@ -1,5 +1,5 @@
 """
-The real MiniLM against sentence-transformers.
+The real MiniLM against sentence-transformers and against arithmetic written a second time.
 """
 
 import numpy
@@ -9,6 +9,7 @@ from nv_embed_sidecar.models import Model, load
 from nv_embed_sidecar.pooling import truncate
 from nv_embed_sidecar.settings import Settings
 from nv_embed_sidecar.tokenising import InputType, Truncate
+from proofs import LEAST_COSINE, alone, cosines, is_exact, sees_the_whole_text, sequence, served
 from sentence_transformers import SentenceTransformer
 
 pytestmark = pytest.mark.minilm
@@ -53,9 +54,12 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return next(iter(load(Settings(models=("minilm",), device="cpu"))))
+VOCABULARY = 30_522
+
+
+@pytest.fixture(scope="module", params=LEAST_COSINE)
+def model(request: pytest.FixtureRequest) -> Model:
+    return served("minilm", precision=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +69,17 @@ def expected() -> numpy.ndarray:
 
 def test_vectors_are_those_of_sentence_transformers(model: Model, expected: numpy.ndarray) -> None:
     ids = model.tokenizer.encode(TEXTS, InputType.PASSAGE, Truncate.END)
-    vectors = truncate(model.engine.encode(ids), 384)
-    assert (vectors * expected).sum(axis=1).min() >= 0.99999
-    alone = truncate(numpy.concatenate([model.engine.encode([text]) for text in ids]), 384)
-    assert (alone * expected).sum(axis=1).min() >= 0.99999
+    for vectors in (model.engine.encode(ids), alone(model, ids)):
+        assert cosines(truncate(vectors, 384), expected).min() >= LEAST_COSINE[model.engine.precision]
+
+
+def test_vectors_are_those_of_the_reference(model: Model) -> None:
+    is_exact(model, get_model_path(), [sequence(length, VOCABULARY) for length in (1, 2, 3, 8, 15, 16, 17, 64, 65, 127, 256, 512)])
+
+
+@pytest.mark.parametrize("length", [2, 17, 512])
+def test_the_last_token_changes_the_first_tokens_hidden_state(model: Model, length: int) -> None:
+    sees_the_whole_text(model, VOCABULARY, length)
 
 
 def test_its_files_say_what_it_is(model: Model) -> None:
