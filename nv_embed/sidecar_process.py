@@ -37,6 +37,7 @@ class Serving:
 
     Attributes:
         asked_for: the `--model` that it was started with.
+        options: what else it was told on its command line.
         models: the names of what it serves, its default first.
         addresses: where it answers, as gRPC takes them.
         since: when it was ready, in seconds since 1970.
@@ -44,6 +45,7 @@ class Serving:
 
     pid: int
     asked_for: str
+    options: tuple[str, ...]
     models: tuple[str, ...]
     addresses: tuple[str, ...]
     since: float
@@ -67,15 +69,17 @@ class SidecarProcess:
     ready_file: Path
     log: Path
 
-    def start(self, model: str, addresses: Sequence[str]) -> Serving:
+    def start(self, model: str, addresses: Sequence[str], options: Sequence[str] = ()) -> Serving:
         """Start a sidecar and wait until it serves. It has a session of its own, so that it outlives the terminal.
 
+        Args:
+            options: further ones of its command line, other than `--ready-file`.
         Raises:
             SidecarFailed: it ended, or is not ready in time.
         """
         self.ready_file.unlink(missing_ok=True)
         listen = [word for address in addresses for word in ("--listen", address)]
-        command = [sys.executable, "-m", "nv_embed_sidecar", "--model", model, *listen, "--ready-file", str(self.ready_file)]
+        command = [sys.executable, "-m", "nv_embed_sidecar", "--model", model, *listen, "--ready-file", str(self.ready_file), *options]
         with self.log.open("ab") as log:
             written = log.tell()
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.ready_file.parent, start_new_session=True)
@@ -110,7 +114,8 @@ class SidecarProcess:
             return None
         command = _command_line(said["pid"])
         asked_for = command[command.index("--model") + 1] if "--model" in command[:-1] else ""
-        return Serving(said["pid"], asked_for, tuple(said["models"]), tuple(said["addresses"]), self.ready_file.stat().st_mtime)
+        options = tuple(command[command.index("--ready-file") + 2 :])
+        return Serving(said["pid"], asked_for, options, tuple(said["models"]), tuple(said["addresses"]), self.ready_file.stat().st_mtime)
 
     def processes(self) -> list[int]:
         """Living processes that were started with our ready file."""

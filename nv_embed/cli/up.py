@@ -24,8 +24,18 @@ def up(
         str | None,
         typer.Option(help="What the sidecar serves: minilm, fake, auto, a folder or a hub id.  [default: what runs, else auto]", show_default=False),
     ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="-- OPTION",
+            help="What else the sidecar is told, as `nv-embed serve` takes it: -- --dims 256 --query-prompt 'query: '. The environment variables "
+            "NV_EMBED_SIDECAR_... count too, for a sidecar that is started now.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Start a private Postgres and a sidecar."""
+    check_options(options or [])
     from nv_embed.cli.private import alone, servers
     from nv_embed.cli.screen import note
 
@@ -36,7 +46,7 @@ def up(
         private = servers()
         private.shorten_logs()
         start_postgres(private)
-        serving = start_sidecar(private, model)
+        serving = start_sidecar(private, model, options or [])
         install_extension(private, serving)
     _say_how_to_go_on()
 
@@ -88,30 +98,47 @@ def start_postgres(private: "Servers") -> None:
         say(f"PostgreSQL runs on port {postmaster.port}, process {postmaster.pid}.")
 
 
-def start_sidecar(private: "Servers", model: str | None) -> "Serving":
-    """The sidecar that serves what was asked for; one that serves something else, or is not well, is replaced."""
+def check_options(options: list[str]) -> None:
+    """Refuse what cannot be the sidecar's options, and the one that is ours to give."""
+    if options and not options[0].startswith("-"):
+        raise typer.BadParameter(f"'{options[0]}' is no option; the sidecar's stand behind --")
+    if any(option.partition("=")[0] == "--ready-file" for option in options):
+        raise typer.BadParameter("--ready-file is what `nv-embed up` finds the sidecar by, and gives itself")
+
+
+def start_sidecar(private: "Servers", model: str | None, options: list[str]) -> "Serving":
+    """The sidecar that serves what was asked for; one that serves something else or was told something else, or is not well, is replaced.
+
+    Where neither a model nor options are given, those of the sidecar that ran remain.
+    """
     from nv_embed.cli.private import health
     from nv_embed.cli.screen import plain, step
 
     if model is not None and Path(model).is_dir():
         model = str(Path(model).resolve())
     serving = private.sidecar.serving()
-    if serving is not None and (model is None or serving.serves(model)) and health(serving.addresses[0]) == "SERVING":
+    if serving is not None and _is_as_wanted(serving, model, options) and health(serving.addresses[0]) == "SERVING":
         plain(f"The sidecar already serves {serving.models[0]} on {serving.tcp_address}, process {serving.pid}.")
     else:
         if private.sidecar.processes():
             with step("Stopping the sidecar that runs") as say:
                 private.sidecar.stop()
                 say("The sidecar that ran is stopped.")
-        model = model or (serving.asked_for if serving is not None else DEFAULT_MODEL)
+        if serving is not None and model is None:
+            model, options = serving.asked_for, options or list(serving.options)
+        model = model or DEFAULT_MODEL
         unix_socket = private.sidecar_socket
         with step(f"Starting a sidecar with model {model}") as say:
-            serving = private.sidecar.start(model, ["127.0.0.1:0", *([f"unix:{unix_socket}"] if unix_socket else [])])
+            serving = private.sidecar.start(model, ["127.0.0.1:0", *([f"unix:{unix_socket}"] if unix_socket else [])], options)
             say(f"The sidecar serves {serving.models[0]} on {serving.tcp_address}, process {serving.pid}.")
     if private.sidecar_socket is not None and private.sidecar_socket.exists():
         # To connect to a socket is to write to it. Its folder keeps everybody else out.
         home.give_to_postgres(private.sidecar_socket)
     return serving
+
+
+def _is_as_wanted(serving: "Serving", model: str | None, options: list[str]) -> bool:
+    return (model is None or serving.serves(model)) and (not options or tuple(options) == serving.options)
 
 
 def install_extension(private: "Servers", serving: "Serving") -> None:

@@ -5,6 +5,7 @@ The sidecar as a process: addresses, readiness, health, load, and its end.
 import json
 import os
 import pwd
+import re
 import signal
 import socket
 import stat
@@ -22,11 +23,12 @@ import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from nv_embed_sidecar.settings import Settings, option
 from program import eventually
 from servers import shared_folder
 
 from nv_embed.client import Client
-from nv_embed.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
+from nv_embed.errors import DeadlineExceeded, EmbedError, InvalidInput, Overloaded, Unavailable
 from nv_embed.proto import nv_embed_pb2 as pb
 from nv_embed.proto.nv_embed_pb2_grpc import EmbedderStub
 
@@ -191,6 +193,12 @@ def test_a_second_sidecar_on_the_same_port_or_socket_fails_in_one_line(sidecar: 
         (["--model", "fake", "--listen", "unix:/no/such/folder/s.sock"], 1, "cannot listen on unix:/no/such/folder/s.sock"),
         (["--model", "fake", "--listen", "127.0.0.1:0", "--ready-file", "/no/such/folder/ready"], 1, "cannot write /no/such/folder/ready"),
         (["--device", "tpu"], 2, "--device"),
+        (["--precision", "fp16"], 2, "--precision"),
+        (["--pooling", "max"], 2, "--pooling"),
+        (["--max-tokens", "0"], 2, "--max-tokens"),
+        (["--model", "fake", "--model", "minilm", "--query-prompt", ""], 2, "--query-prompt is said of one model, and there are 2"),
+        (["--model", "fake", "--max-tokens", "3"], 1, "max_tokens is 3, and special tokens and query prompt of model fake alone take 3"),
+        (["--model", "fake", "--bidirectional"], 1, "the fake model has mean pooling and no attention"),
         (["--threads", "0"], 2, "--threads"),
         (["--dims", "x"], 2, "--dims"),
         (["--nosuch"], 2, "--nosuch"),
@@ -225,6 +233,53 @@ def test_settings_come_from_the_environment_too_and_the_command_line_wins(own_fo
     finally:
         process.kill()
         process.communicate()
+
+
+def test_what_the_operator_says_of_a_model_is_what_it_does_and_what_it_reports(own_folder: Path) -> None:
+    arguments = ("--query-prompt", "ask: ", "--passage-prompt", "", "--max-tokens", "9", "--dims", "100")
+    with serving(own_folder, *arguments) as running, running.client() as client:
+        (model,) = client.list_models()
+        assert (model.query_prompt, model.passage_prompt, model.max_tokens) == ("ask: ", "", 9)
+        assert (list(model.trained_dims), list(model.declared_dims)) == ([2048, 1024, 768, 512, 384], [100])
+        assert client.count_tokens(["one two"], input_type="query") == [5]
+        assert client.count_tokens(["one two"]) == [3]
+        alike = client.embed(["ask: one two", "one two"], dim=100, input_type="query")
+        assert alike[0].tolist() == alike[1].tolist(), "a prompt is not doubled"
+        with pytest.raises(InvalidInput, match="11 tokens exceed the 9"):
+            client.embed(["one two three four five six seven eight nine ten"])
+        changed = model.revision
+    with serving(own_folder) as running, running.client() as client:
+        assert client.list_models()[0].revision != changed
+
+
+def test_what_is_said_of_a_model_may_stand_in_the_environment(own_folder: Path) -> None:
+    ready = own_folder / "ready.json"
+    said = {"MODELS": "fake", "LISTEN": "127.0.0.1:0", "READY_FILE": str(ready), "QUERY_PROMPT": "ask: ", "PASSAGE_PROMPT": "", "MAX_TOKENS": "9"}
+    process = launch(**{f"NV_EMBED_SIDECAR_{name}": value for name, value in said.items()})
+    try:
+        assert eventually(ready.exists, WAIT_S)
+        with Client(json.loads(ready.read_text())["addresses"][0]) as client:
+            (model,) = client.list_models()
+        assert (model.query_prompt, model.passage_prompt, model.max_tokens) == ("ask: ", "", 9)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_causal_model_is_refused_in_one_line_that_says_how_to_go_on(own_folder: Path) -> None:
+    (own_folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    (own_folder / "tokenizer.json").write_text("{}")
+    code, said = outcome("--model", str(own_folder))
+    assert code == 1
+    (line,) = [line for line in said.splitlines() if line.startswith("nv_embed_sidecar: ")]
+    assert "is a causal llama" in line
+    assert "--bidirectional" in line
+
+
+def test_help_says_every_setting(own_folder: Path) -> None:
+    said = subprocess.run([sys.executable, "-m", "nv_embed_sidecar", "--help"], capture_output=True, text=True, check=True).stdout
+    options = set(re.findall(r"^  (--[a-z-]+)", said, re.MULTILINE)) - {"--help"}
+    assert options == {"--model" if name == "models" else option(name) for name in Settings.model_fields}
 
 
 def test_a_stale_socket_file_is_replaced(own_folder: Path) -> None:

@@ -165,6 +165,42 @@ def test_a_taken_port_is_given_up_for_another(up: Program) -> None:
         assert ask(up, "SELECT 1") == 1
 
 
+def served(up: Program) -> tuple[str, int]:
+    """What the first model that is served puts in front of a query, and the longest text it reads."""
+    with Client(up.status()["endpoint"]) as client:
+        model = client.list_models()[0]
+    return model.query_prompt, model.max_tokens
+
+
+def test_options_behind_two_dashes_are_the_sidecars(up: Program) -> None:
+    succeeded(up("up", "--", "--query-prompt", "ask: ", "--max-tokens", "77"))
+    assert served(up) == ("ask: ", 77)
+    told = up.status()["sidecar"]["pid"]
+    for again in ((), ("--model", "fake"), ("--", "--query-prompt", "ask: ", "--max-tokens", "77")):
+        assert "already serves" in succeeded(up("up", *again))
+    assert up.status()["sidecar"]["pid"] == told
+    os.kill(told, signal.SIGSTOP)
+    succeeded(up("up"))
+    assert served(up) == ("ask: ", 77), "a sidecar that is replaced was told the same"
+    succeeded(up("up", "--", "--max-tokens", "78"))
+    assert served(up) == ("query: ", 78)
+
+
+def test_the_environment_tells_a_sidecar_that_is_started(up: Program) -> None:
+    succeeded(up("down"))
+    succeeded(up("up", "--model", "fake", NV_EMBED_SIDECAR_QUERY_PROMPT="ask: "))
+    assert served(up) == ("ask: ", 8192)
+    succeeded(up("down"))
+
+
+def test_options_that_the_sidecar_does_not_take_are_one_line(up: Program) -> None:
+    assert "--precision" in failed(up("up", "--", "--precision", "nonsense"))
+    assert "--nonsense" in failed(up("up", "--", "--nonsense"))
+    for ours in (("--ready-file", "x"), ("--ready-file=x",)):
+        said = up("up", "--", *ours)
+        assert (said.returncode, "--ready-file" in said.stderr) == (2, True)
+
+
 def test_two_ups_at_once_start_one_of_each(up: Program) -> None:
     succeeded(up("down"))
     done: list[str] = []

@@ -44,7 +44,16 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("nonsense",), ("up", "--nonsense"), ("embed", "--input-type", "nonsense"), ("embed", "--dim", "x"), ("install",), ("dsn", "extra")]
+    "arguments",
+    [
+        ("nonsense",),
+        ("up", "nonsense"),
+        ("up", "--nonsense"),
+        ("embed", "--input-type", "nonsense"),
+        ("embed", "--dim", "x"),
+        ("install",),
+        ("dsn", "extra"),
+    ],
 )
 def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
     said = run(*arguments)
