@@ -222,3 +222,18 @@ def test_texts_of_one_length_and_mixed_ones_are_dealt_out_to_all_threads() -> No
         engine.encode([[1] * length for length in lengths])
         assert len(model.rows) % 2 == 0
         assert max(model.rows) <= 2 * min(model.rows)
+
+
+class Cramped(Doubling):
+    """A model on a device that has room for some tokens only."""
+
+    def __call__(self, packed: Packed) -> Tensor:
+        if packed.tokens > 300:
+            raise torch.OutOfMemoryError("no room")
+        return super().__call__(packed)
+
+
+def test_a_batch_is_no_larger_than_the_memory_was_found_to_be() -> None:
+    engine = TorchEngine(Cramped, "mean", TorchDevice(CPU, "fp32", 1))
+    assert engine.capacity.batch_tokens <= 300
+    assert len(engine.encode([[1] * 100] * (engine.capacity.batch_tokens // 100))) > 0

@@ -8,6 +8,7 @@ In:  token ids      Out: pooled vectors, and what the device was measured to do
 """
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,10 @@ BATCH_S = 0.07
 
 MEMORY_SHARE = 0.5
 """Of the device's free memory, what one batch may use."""
+
+TRIAL_TOKENS = 64
+TRIAL_TEXTS = 16
+MOST_TRIAL_TOKENS = 1 << 16
 
 
 class Model(Protocol):
@@ -144,19 +149,30 @@ class TorchEngine:
 
 def measure(engine: TorchEngine, device: TorchDevice, batch_tokens: int | None) -> Capacity:
     """How fast an engine is, and how much a batch should hold: as much as it does in `BATCH_S`, if its memory allows."""
-    text = [0] * 64
-    rate, texts = 0.0, 1
-    while True:
-        seconds = min(_seconds(engine, [text] * texts) for _ in range(2))
-        rate = max(rate, texts * engine.cost(len(text)) / seconds)
-        if seconds > BATCH_S / 2 or texts * len(text) >= 1 << 16:
-            break
-        texts *= 2
-    tokens = batch_tokens or max(int(rate * BATCH_S), len(text))
-    if device.device.type == "cuda":
-        tokens = min(tokens, _fitting_tokens(engine, [text] * texts))
+    rate, most = _rate(engine)
+    tokens = batch_tokens or max(min(int(rate * BATCH_S), most), TRIAL_TOKENS)
+    if device.device.type == "cuda" and batch_tokens is None:
+        tokens = min(tokens, _fitting_tokens(engine))
     log.info("measured %.0f tokens/s, batches of %d tokens", rate, tokens)
     return Capacity(tokens_per_s=rate, batch_tokens=tokens)
+
+
+def _rate(engine: TorchEngine) -> tuple[float, int]:
+    """Tokens a second in batches that grow until they take long enough, and how large a batch may be for all that is known."""
+    text = [0] * TRIAL_TOKENS
+    rate, texts = 0.0, 1
+    while texts * TRIAL_TOKENS <= MOST_TRIAL_TOKENS:
+        try:
+            seconds = min(_seconds(engine, [text] * texts) for _ in range(2))
+        except OutOfMemory:
+            if texts == 1:
+                raise
+            return rate, texts * TRIAL_TOKENS // 2
+        rate = max(rate, texts * engine.cost(TRIAL_TOKENS) / seconds)
+        if seconds > BATCH_S / 2:
+            break
+        texts *= 2
+    return rate, sys.maxsize
 
 
 def _seconds(engine: TorchEngine, batch: Sequence[Sequence[int]]) -> float:
@@ -165,12 +181,12 @@ def _seconds(engine: TorchEngine, batch: Sequence[Sequence[int]]) -> float:
     return time.perf_counter() - begun
 
 
-def _fitting_tokens(engine: TorchEngine, batch: Sequence[Sequence[int]]) -> int:
+def _fitting_tokens(engine: TorchEngine) -> int:
     """Tokens of a batch that fits the device's free memory, by what a trial batch takes."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     free, _ = torch.cuda.mem_get_info()
-    engine.encode(batch)
+    engine.encode([[0] * TRIAL_TOKENS] * TRIAL_TEXTS)
     taken = max(torch.cuda.max_memory_allocated() - before, 1)
-    return int(MEMORY_SHARE * free / taken * sum(map(len, batch)))
+    return int(MEMORY_SHARE * free / taken * TRIAL_TOKENS * TRIAL_TEXTS)
