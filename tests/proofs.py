@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import pytest
+import torch
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from nv_embed_sidecar.models import Model, load
@@ -26,6 +28,8 @@ FURTHEST = {"fp32": 1e-6, "bf16": 1e-4}
 """Cosine distance between two vectors of one text, where a device's kernels do not repeat themselves bit for bit."""
 
 BIT_FOR_BIT = ("cpu",)
+
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
 LEAST_CHANGE = 1e-5
 """Of a hidden state in fp32; rounding stays below, and where a token is not attended to there is no change at all."""
