@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy
-from nv_embed_sidecar.models import load
+from nv_embed_sidecar.engines import Engine, Vectors
+from nv_embed_sidecar.models import Model, load
 from nv_embed_sidecar.pooling import truncate
 from nv_embed_sidecar.settings import Settings
 from nv_embed_sidecar.tokenising import InputType, Truncate
 from turns import take_turns
 
 
-class Engine:
+class OurEngine:
     def __init__(self, model: str, precision: str, device: str) -> None:
         self._model = next(iter(load(Settings(models=(model,), precision=precision, device=device))))
         self._lengths: list[int] = []
@@ -28,20 +29,27 @@ class Engine:
             "prompt": self._model.prompt(InputType.PASSAGE),
             "precision": engine.precision,
             "batch_tokens": engine.capacity.batch_tokens,
-            "tokens_per_s": engine.capacity.tokens_per_s,
             "lengths": self._lengths,
+            "cost": sum(map(engine.cost, self._lengths)),
         }
 
     def prepare(self, texts: Sequence[str]) -> None:
         self._lengths = [len(ids) for ids in self._model.tokenizer.encode(texts, InputType.PASSAGE, Truncate.END)]
 
     def encode(self, texts: Sequence[str]) -> Any:
-        model = self._model
-        ids = model.tokenizer.encode(texts, InputType.PASSAGE, Truncate.END)
-        vectors = numpy.empty((len(ids), model.engine.width), dtype=numpy.float32)
-        for positions in batches([model.engine.cost(len(each)) for each in ids], model.engine.capacity.batch_tokens):
-            vectors[positions] = model.engine.encode([ids[position] for position in positions])
-        return truncate(vectors, model.engine.width)
+        return encode(self._model, texts, InputType.PASSAGE)
+
+
+def encode(model: Model, texts: Sequence[str], input_type: InputType) -> Vectors:
+    """Vectors of unit length, as a sidecar with nothing else to do would compute them."""
+    return truncate(encode_ids(model.engine, model.tokenizer.encode(texts, input_type, Truncate.END)), model.engine.width)
+
+
+def encode_ids(engine: Engine, ids: Sequence[Sequence[int]]) -> Vectors:
+    vectors = numpy.empty((len(ids), engine.width), dtype=numpy.float32)
+    for positions in batches([engine.cost(len(each)) for each in ids], engine.capacity.batch_tokens):
+        vectors[positions] = engine.encode([ids[position] for position in positions])
+    return vectors
 
 
 def batches(costs: Sequence[float], budget: float) -> list[list[int]]:
@@ -59,4 +67,4 @@ def batches(costs: Sequence[float], budget: float) -> list[list[int]]:
 
 if __name__ == "__main__":
     model, precision, *device = sys.argv[1:]
-    take_turns(Engine(model, precision, device[0] if device else "auto"))
+    take_turns(OurEngine(model, precision, device[0] if device else "auto"))
