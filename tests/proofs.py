@@ -22,7 +22,10 @@ from nv_embed_sidecar.settings import Settings
 from reference import Weights, mean_vector
 
 LEAST_COSINE = {"fp32": 0.99999, "bf16": 0.999}
-"""To the float64 reference."""
+"""To the float64 reference, as it is asked of every device."""
+
+LEAST_COSINE_ON_CPU = {"fp32": 1 - 1e-10, "bf16": 0.999}
+"""What single precision really gives: an approximate gelu or another eps would pass for exact without it."""
 
 FURTHEST = {"fp32": 1e-6, "bf16": 1e-4}
 """Cosine distance between two vectors of one text, where a device's kernels do not repeat themselves bit for bit."""
@@ -67,13 +70,13 @@ def reference_vector(directory: Path, ids: tuple[int, ...]) -> NDArray[numpy.flo
 def is_exact(model: Model, directory: Path, texts: Sequence[Ids], dims: Sequence[int] = ()) -> None:
     """Together and alone, and at each dimension, the vectors are unit length and those of the reference."""
     expected = numpy.stack([reference_vector(directory, tuple(ids)) for ids in texts])
-    alone = numpy.concatenate([model.engine.encode([ids]) for ids in texts])
-    for vectors in (model.engine.encode(texts), alone):
+    least = (LEAST_COSINE_ON_CPU if model.engine.device == "cpu" else LEAST_COSINE)[model.engine.precision]
+    for vectors in (model.engine.encode(texts), alone(model, texts)):
         assert (vectors.dtype, vectors.shape) == (numpy.float32, expected.shape)
         for dim in (model.native_dim, *dims):
             cut = truncate(vectors, dim)
             numpy.testing.assert_allclose(numpy.linalg.norm(cut, axis=1), 1, rtol=1e-6)
-            assert cosines(cut, expected[:, :dim]).min() >= LEAST_COSINE[model.engine.precision], f"at {dim} dimensions"
+            assert cosines(cut, expected[:, :dim]).min() >= least, f"at {dim} dimensions"
 
 
 def is_same(model: Model, one: NDArray[numpy.float32], other: NDArray[numpy.float32]) -> None:
