@@ -5,13 +5,14 @@ bin   := .venv/bin
 proto := nv_embed/proto/nv_embed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-system demo up down test check proto proto-check bench lock clean
+.PHONY: help setup setup-system demo up down test check proto proto-check bench soak lock clean
 
 help: ## Say what can be done
 	@echo 'make TARGET, with TARGET one of:'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 	@printf '%s\n' '' 'Variables for setup: PYTHON=/path  PG_MAJOR=17  TORCH=debian|cpu|cuda  TORCH_INDEX_URL=index with torch for the CPU' \
-	    'Variables for test:  ARGS="what pytest takes"' 'Variables for demo:  KEEP=1 leaves the table and the servers'
+	    'Variables for test:  ARGS="what pytest takes"' 'Variables for demo:  KEEP=1 leaves the table and the servers' \
+	    'Variables for bench and soak:  DATA="folders in the layout of BEIR"  MINUTES=10'
 
 setup: ## Install what is missing: Debian packages (as root), pgvector, the extension, .venv
 	@setup/setup.sh
@@ -48,8 +49,12 @@ proto-check: setup
 	@for file in $(proto)_pb2.py $(proto)_pb2.pyi $(proto)_pb2_grpc.py; do \
 	    cmp -s $$file build/proto/$$file || { echo "$$file is not what $(proto).proto says: run make proto" >&2; exit 1; }; done
 
-bench: setup ## Benchmarks: each prints its ratio
-	@for benchmark in $$(grep -l __main__ bench/*.py); do echo "== $$benchmark"; $(bin)/python $$benchmark || exit 1; done
+bench: setup ## Benchmarks: each prints its ratio; DATA="FOLDER…" names texts in BEIR's layout
+	@for name in call insert gpu; do echo "== bench/$$name.py"; $(bin)/python bench/$$name.py || exit 1; done
+	@for name in encoder latency quality; do echo "== bench/$$name.py"; $(bin)/python bench/$$name.py $(DATA) || exit 1; done
+
+soak: setup ## Ten minutes of mixed load on a sidecar, DATA="FOLDER…"; MINUTES=1 for fewer
+	@$(bin)/python bench/soak.py --minutes $(or $(MINUTES),10) $(DATA)
 
 lock: ## Pin the newest versions that pyproject.toml allows in constraints.txt
 	@setup/lock.sh
