@@ -8,9 +8,11 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Annotated, Any
 
@@ -24,6 +26,7 @@ from nv_embed_sidecar.settings import Settings, cores, option
 log = logging.getLogger(__name__)
 
 PROGRAM = "nv_embed_sidecar"
+LOOK_S = 1.0
 CORES_A_TOKENISER = 4
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -55,7 +58,11 @@ def serve(
     rpc_threads: Annotated[int | None, typer.Option(help="Calls answered at a time.")] = None,
     drain_s: Annotated[float | None, typer.Option(help="Seconds that calls under way may take to finish after SIGTERM.")] = None,
     ready_file: Annotated[Path | None, typer.Option(help="Write pid, addresses and models here as JSON once serving.")] = None,
+    hang_s: Annotated[float | None, typer.Option(help="Seconds that any batch may take before the device is taken to hang.")] = None,
     fake_delay_s: Annotated[float | None, typer.Option(help="Seconds that the fake model takes for a batch.")] = None,
+    fake_fault: Annotated[
+        Path | None, typer.Option(help="A file that, while it exists, holds the fault that the fake model rehearses: error, oom or hang.")
+    ] = None,
 ) -> None:
     """Hold embedding models and serve them over gRPC (nv_embed.v1).
 
@@ -88,14 +95,20 @@ def run(settings: Settings) -> None:
     if settings.ready_file is not None:
         settings.ready_file.unlink(missing_ok=True)
     loaded = models.load(settings)
-    serving = server.Server(loaded, settings)
+    # Not an Event: a handler that sets one while this thread looks at it would wait for itself.
+    stop: SimpleQueue[None] = SimpleQueue()
+    signals = count()
+    serving = server.Server(loaded, settings, on_failure=lambda: stop.put(None))
     serving.start()
-    stop = threading.Event()
-    _on_signals(lambda number: _exit(number) if stop.is_set() else stop.set())
+    _on_signals(lambda number: _exit(number) if next(signals) else stop.put(None))
     print(server.announce(serving, loaded, settings.ready_file), flush=True)
-    stop.wait()
+    _wait(stop)
     log.info("stopping: calls under way have %g s to finish", settings.drain_s)
     serving.stop()
+    if serving.failure is not None:
+        print(f"{PROGRAM}: {serving.failure} (start the sidecar again)", file=sys.stderr, flush=True)
+        # A thread that is stuck in the device would hold up any other way out.
+        os._exit(1)
 
 
 def _settings(given: dict[str, Any]) -> Settings:
@@ -115,6 +128,13 @@ def _on_signals(handle: Callable[[int], None]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handler)
+
+
+def _wait(stop: "SimpleQueue[None]") -> None:
+    while True:
+        # A signal that another thread was given is handled when this one wakes.
+        with suppress(Empty):
+            return stop.get(timeout=LOOK_S)
 
 
 def _exit(number: int) -> None:

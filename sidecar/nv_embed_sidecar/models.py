@@ -168,7 +168,7 @@ def _fake(settings: Settings) -> Model:
     changes = "" if said == own else json.dumps(said, sort_keys=True)
     revision = hashlib.sha256(f"nv_embed fake model, words by shake_128, 1{changes}".encode()).hexdigest()[:REVISION_DIGITS]
     tokenizer = TextTokenizer(FakeVocabulary(), model=FAKE, **said)
-    return Model(FAKE, (), revision, dims, _declared(settings, dims), MEAN, tokenizer, FakeEngine(settings.fake_delay_s))
+    return Model(FAKE, (), revision, dims, _declared(settings, dims), MEAN, tokenizer, FakeEngine(settings.fake_delay_s, settings.fake_fault))
 
 
 def _from_card(card: Card, known: Known, settings: Settings) -> Model:

@@ -1,307 +1,346 @@
 """
-Requests to batches.
+Requests to batches, and what becomes of those that fail.
 
-Requests wait in two queues, interactive and bulk. One thread takes batches from them, interactive first, and alone talks to the engines. A batch
-is cut by tokens: short requests share one and a long request is spread over several, so an interactive request waits for the one batch under way
-and no more. Whoever gave up or ran out of time is dropped before the next batch.
+Requests wait in two queues, interactive and bulk, that share the engine's time (`turns.py`), each fair among its clients (`queues.py`). One thread
+takes batches from them and alone talks to the engines. Whoever gave up or ran out of time is dropped before the next batch.
+
+A failure stays with whom it concerns. Memory that runs out halves the batches. A batch that fails while the engine can compute is divided until only
+the requests that cannot be computed have failed. An engine that can compute nothing fails everyone who waits for it, once, and takes nothing more
+until it is rebuilt; where it cannot be, or hangs, or its thread dies, the scheduler says so and ends, because only a new process can help.
 
 In:  token ids from service.py      Out: pooled vectors on each request's Future
 """
 
 import logging
 import math
+import sys
 import threading
 import time
-from collections import OrderedDict
+import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy
 
 from nv_embed.errors import DeadlineExceeded, EmbedError, EngineFailure, Overloaded, Unavailable
-from nv_embed_sidecar.engines import Engine, Vectors
+from nv_embed_sidecar.engines import Engine, OutOfMemory, Vectors
+from nv_embed_sidecar.lanes import Lane
+from nv_embed_sidecar.queues import Batch, Limits, Queue, Request
+from nv_embed_sidecar.turns import Turns
+from nv_embed_sidecar.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-PROBE_INTERVAL_S = 2.0
-FIRST_TOKENS_PER_S = 5_000.0
+SHORTEST_RETRY_S, LONGEST_RETRY_S = 0.1, 30.0
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a batch holds and how much may wait, per priority."""
+class Patience:
+    """When an engine is given up.
 
-    batch_tokens: int
-    queue_texts: int
-    queue_tokens: int
-    queue_requests: int
+    Attributes:
+        hang_s: a batch may take this long whatever it costs, and
+        hang_factor: this many times what it is expected to take.
+        rebuild_s: one rebuilding may take this long.
+        rebuild_pauses_s: before each try to rebuild a broken engine; after the last of them the scheduler gives up.
+    """
 
-
-@dataclass(eq=False)
-class _Request:
-    engine: Engine
-    ids: Sequence[Sequence[int]]
-    deadline: float
-    vectors: Vectors
-    future: "Future[Vectors]" = field(default_factory=Future)
-    # Positions not yet in a batch, longest text last: neighbours of equal length waste least padding, and taking from the end is cheap.
-    waiting: list[int] = field(default_factory=list)
-    under_way: int = 0
-
-
-@dataclass
-class _Queue:
-    """Requests with texts that are not yet in a batch, oldest first."""
-
-    requests: "OrderedDict[_Request, None]" = field(default_factory=OrderedDict)
-    texts: int = 0
-    tokens: int = 0
-
-
-@dataclass(frozen=True)
-class _Batch:
-    engine: Engine
-    parts: list[tuple[_Request, list[int]]]
-
-    def ids(self) -> list[Sequence[int]]:
-        return [request.ids[position] for request, positions in self.parts for position in positions]
+    hang_s: float = 60.0
+    hang_factor: float = 20.0
+    rebuild_s: float = 600.0
+    rebuild_pauses_s: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0, 8.0)
 
 
 class Scheduler:
     """The queues and the thread that empties them.
 
     Args:
-        limits: sizes of batches and queues.
-        on_health: called with True or False whenever the engine starts or stops being able to compute.
+        limits: what may wait, per priority.
+        on_health: called with True or False whenever an engine stops or starts being able to compute.
+        on_failure: called once, with the reason, when no engine will ever compute again in this process.
+        batch_tokens: cost of a batch; what each engine says unless given.
     """
 
-    def __init__(self, limits: Limits, on_health: Callable[[bool], None]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        on_health: Callable[[bool], None],
+        on_failure: Callable[[str], None],
+        *,
+        batch_tokens: int | None = None,
+        patience: Patience | None = None,
+    ) -> None:
         self._limits = limits
         self._on_health = on_health
+        self._on_failure = on_failure
+        self._batch_tokens = batch_tokens
+        self._patience = patience or Patience()
         self._changed = threading.Condition()
-        self._interactive = _Queue()
-        self._bulk = _Queue()
-        self._broken: Engine | None = None
-        self._under_way: _Batch | None = None
-        self._dead = False
-        self._closing = False
-        self._tokens_per_s = FIRST_TOKENS_PER_S
+        self._turns = Turns()
+        self._lanes: dict[Engine, Lane] = {}
+        self._under_way: Batch | None = None
+        self._refusal: Callable[[], EmbedError] | None = None
+        self._ended = False
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._watchdog = Watchdog(self._patience.hang_s, self._hangs)
 
     def start(self) -> None:
         self._thread.start()
+        self._watchdog.start()
 
     def close(self) -> None:
         """Let the batch under way finish, and end the thread; whoever still waits gets Unavailable."""
         with self._changed:
-            self._closing = True
+            self._refusal = self._refusal or _shutting_down
             self._changed.notify()
-        self._thread.join()
+        self._over.wait()
+        self._watchdog.close()
 
     def waiting_texts(self) -> int:
         """Texts of both priorities that are not yet in a batch."""
         with self._changed:
-            return self._interactive.texts + self._bulk.texts
+            return self._turns.interactive.texts() + self._turns.bulk.texts()
 
-    def check(self, texts: int, *, interactive: bool) -> None:
+    def check(self, engine: Engine, texts: int, *, interactive: bool, client: str = "") -> None:
         """Refuse a request that would not be taken, before it costs its tokenising.
 
         Raises:
             Overloaded: too much waits already.
-            EngineFailure: the engine's thread is gone.
+            Unavailable: the engine is broken and being rebuilt, or the sidecar is shutting down.
+            EngineFailure: nothing will be computed any more.
         """
         with self._changed:
-            self._check(self._queue(interactive), texts, 0)
+            self._check(self._lane(engine), self._turns.queue(interactive=interactive), client, texts, 0.0)
 
-    def submit(self, engine: Engine, ids: Sequence[Sequence[int]], *, interactive: bool, deadline: float = math.inf) -> "Future[Vectors]":
+    def submit(
+        self, engine: Engine, ids: Sequence[Sequence[int]], *, interactive: bool, deadline: float = math.inf, client: str = ""
+    ) -> "Future[Vectors]":
         """Queue one request.
 
         Args:
             ids: token ids of at least one text.
             deadline: `time.monotonic()` after which nobody wants the answer.
+            client: whose turn it takes.
         Returns:
             A future of the pooled vectors, [len(ids), width] float32. Cancel it when nobody wants the answer any more.
         Raises:
-            Overloaded, EngineFailure: as for `check`.
+            Overloaded, Unavailable, EngineFailure: as for `check`.
         """
-        request = _Request(engine, ids, deadline, numpy.empty((len(ids), engine.width), dtype=numpy.float32))
-        request.waiting = sorted(range(len(ids)), key=lambda position: len(ids[position]))
-        tokens = sum(map(len, ids))
-        queue = self._queue(interactive)
+        queue = self._turns.queue(interactive=interactive)
+        request = Request(client, self._lane(engine), ids, deadline)
         with self._changed:
-            self._check(queue, len(ids), tokens)
-            queue.requests[request] = None
-            queue.texts += len(ids)
-            queue.tokens += tokens
+            self._check(request.lane, queue, client, len(ids), request.cost)
+            queue.enter(request)
             self._changed.notify()
         request.future.add_done_callback(lambda _: self._forget(queue, request))
         return request.future
 
-    def _queue(self, interactive: bool) -> _Queue:
-        return self._interactive if interactive else self._bulk
+    def _lane(self, engine: Engine) -> Lane:
+        with self._changed:
+            if engine not in self._lanes:
+                self._lanes[engine] = Lane(engine, self._batch_tokens)
+            return self._lanes[engine]
 
-    def _check(self, queue: _Queue, texts: int, tokens: int) -> None:
-        if self._dead:
-            raise EngineFailure("the engine has stopped", hint="restart the sidecar; its log says why the engine stopped")
-        if self._closing:
-            raise Unavailable("the sidecar is shutting down", hint="try again")
-        full = (
-            queue.texts + texts > self._limits.queue_texts
-            or queue.tokens + tokens > self._limits.queue_tokens
-            or len(queue.requests) + 1 > self._limits.queue_requests
-        )
-        # A single request that exceeds the limit by itself must still be possible.
-        if full and queue.requests:
+    def _check(self, lane: Lane, queue: Queue, client: str, texts: int, cost: float) -> None:
+        if self._refusal is not None:
+            raise self._refusal()
+        if lane.broken:
+            wait_s = max(lane.retry_at - time.monotonic(), 1.0)
+            raise Unavailable("the engine is broken and being rebuilt", hint="try again in a moment", retry_after_s=wait_s)
+        if not queue.has_room(self._limits, client, texts, cost):
             raise Overloaded(
-                f"{queue.texts} texts in {len(queue.requests)} requests wait already",
+                f"{queue.texts()} texts in {len(list(queue))} requests wait already",
                 hint="ask again later; a sidecar on a faster device, or more of them, clears the queue sooner",
-                retry_after_s=min(max(queue.tokens / self._tokens_per_s, 0.1), 30.0),
+                retry_after_s=min(max(self._turns.wait_s(queue), SHORTEST_RETRY_S), LONGEST_RETRY_S),
             )
 
-    def _forget(self, queue: _Queue, request: _Request) -> None:
+    def _forget(self, queue: Queue, request: Request) -> None:
         """Take a request that is answered, failed or given up out of its queue."""
         with self._changed:
-            if request in queue.requests:
-                self._remove(queue, request)
-
-    def _remove(self, queue: _Queue, request: _Request) -> None:
-        del queue.requests[request]
-        queue.texts -= len(request.waiting)
-        queue.tokens -= sum(len(request.ids[position]) for position in request.waiting)
-        request.waiting.clear()
+            queue.leave(request)
 
     def _run(self) -> None:
         try:
-            while (batch := self._next()) is not None:
-                self._under_way = batch
-                self._compute(batch)
-                self._under_way = None
-            self._end(Unavailable("the sidecar is shutting down", hint="try again"))
-        except BaseException:  # whatever ends this thread must be seen: nobody else computes
+            while (work := self._next()) is not None:
+                work()
+            self._end(_shutting_down)
+        except BaseException as error:  # whatever ends this thread must be seen: nobody else computes
             log.critical("the engine's thread has died", exc_info=True)
-            self._end(EngineFailure("the engine has stopped", hint="restart the sidecar; its log says why the engine stopped"))
-            self._on_health(False)
+            self._die(f"the engine's thread has died of {type(error).__name__}")
 
-    def _end(self, error: EmbedError) -> None:
-        with self._changed:
-            self._dead = True
-            left = [*self._interactive.requests, *self._bulk.requests, *self._computing()]
-        for request in left:
-            _fail(request, error)
-
-    def _computing(self) -> list[_Request]:
-        return [request for request, _ in self._under_way.parts] if self._under_way else []
-
-    def _next(self) -> _Batch | None:
-        """The next batch, as soon as there is one; None when closing."""
+    def _next(self) -> Callable[[], None] | None:
+        """What to do next, as soon as there is something; None when closing."""
         while True:
-            expired: list[_Request] = []
-            try:
-                with self._changed:
-                    if self._closing:
-                        return None
-                    batch = self._take(self._interactive, expired) or self._take(self._bulk, expired)
-                    if batch is not None:
-                        return batch
-                    if not expired:
-                        self._changed.wait(PROBE_INTERVAL_S if self._broken else None)
-            finally:
-                # Outside the lock: a future's callbacks take it again.
-                for request in expired:
-                    _fail(request, DeadlineExceeded("the deadline passed while the request waited for the engine", hint="allow more time"))
-            if self._broken is not None:
-                self._probe(self._broken)
+            with self._changed:
+                if self._refusal is not None:
+                    return None
+                now = time.monotonic()
+                expired = [request for request in self._turns.everyone() if request.deadline <= now]
+                work = None if expired else self._rebuilding(now) or self._computing()
+                if work is None and not expired:
+                    self._changed.wait(self._until_rebuild_s(now))
+            # Outside the lock: a future's callbacks take it again.
+            for request in expired:
+                request.fail(DeadlineExceeded("the deadline passed while the request waited for the engine", hint="allow more time"))
+            if work is not None:
+                return work
 
-    def _take(self, queue: _Queue, expired: list[_Request]) -> _Batch | None:
-        """Cut a batch from the oldest requests of a queue that are for one engine."""
-        now = time.monotonic()
-        parts: list[tuple[_Request, list[int]]] = []
-        room = self._limits.batch_tokens
-        for request in list(queue.requests):
-            if request.deadline <= now:
-                self._remove(queue, request)
-                expired.append(request)
-                continue
-            if parts and request.engine is not parts[0][0].engine:
-                continue
-            taken = self._take_texts(request, room, at_least=0 if parts else 1)
-            if not taken:
-                break
-            tokens = sum(len(request.ids[position]) for position in taken)
-            room -= tokens
-            queue.texts -= len(taken)
-            queue.tokens -= tokens
-            request.under_way += len(taken)
-            parts.append((request, taken))
-            if request.waiting:
-                break
-            del queue.requests[request]
-        return _Batch(parts[0][0].engine, parts) if parts else None
+    def _rebuilding(self, now: float) -> Callable[[], None] | None:
+        due = (lane for lane in self._lanes.values() if lane.retry_at <= now)
+        return next((partial(self._rebuild, lane) for lane in due), None)
 
-    @staticmethod
-    def _take_texts(request: _Request, room: int, *, at_least: int) -> list[int]:
-        taken: list[int] = []
-        while request.waiting and (len(taken) < at_least or len(request.ids[request.waiting[-1]]) <= room):
-            position = request.waiting.pop()
-            taken.append(position)
-            room -= len(request.ids[position])
-        return taken
+    def _until_rebuild_s(self, now: float) -> float | None:
+        due = min((lane.retry_at for lane in self._lanes.values()), default=math.inf)
+        return None if due == math.inf else max(due - now, 0.0)
 
-    def _compute(self, batch: _Batch) -> None:
-        ids = batch.ids()
+    def _computing(self) -> Callable[[], None] | None:
+        self._under_way = batch = self._turns.cut()
+        return None if batch is None else partial(self._compute, batch)
+
+    def _compute(self, batch: Batch) -> None:
         started = time.monotonic()
         try:
-            vectors = batch.engine.encode(ids)
-            if not numpy.isfinite(vectors).all():
-                raise FloatingPointError("the engine computed vectors that are not finite")
+            with self._watchdog.over(max(self._patience.hang_s, self._patience.hang_factor * batch.lane.seconds(batch.cost))):
+                vectors = batch.lane.encode(batch.ids())
+            batch.lane.computed(batch.cost, time.monotonic() - started)
+            self._deliver(batch, vectors)
+        except OutOfMemory:
+            self._shrink(batch)
         except Exception as error:
             # The message may be logged: an engine sees ids, never a text.
-            log.exception("a batch of %d texts failed: %s", len(ids), error)
-            failure = EngineFailure("the engine failed on a batch", hint="try again; the sidecar's log says what happened")
-            for request, _ in batch.parts:
-                _fail(request, failure)
-            self._probe(batch.engine)
-            return
-        elapsed = time.monotonic() - started
-        self._tokens_per_s += 0.2 * (sum(map(len, ids)) / max(elapsed, 1e-6) - self._tokens_per_s)
-        self._healthy(batch.engine)
+            log.exception("a batch of %d texts failed: %s", batch.texts, error)
+            self._divide(batch)
+        self._turns.ran(batch, time.monotonic() - started)
+
+    def _deliver(self, batch: Batch, vectors: Vectors) -> None:
+        """Give each request its rows; one whose rows are not numbers fails, and makes the engine suspicious."""
+        finite = numpy.asarray(numpy.isfinite(vectors).all(axis=1))
         first = 0
         for request, positions in batch.parts:
-            request.vectors[positions] = vectors[first : first + len(positions)]
+            rows = slice(first, first + len(positions))
             first += len(positions)
-            request.under_way -= len(positions)
-            if not request.waiting and not request.under_way:
-                _answer(request)
+            if finite[rows].all():
+                request.fill(positions, vectors[rows])
+            else:
+                self._fail_alone(request, [position for position, fine in zip(positions, finite[rows], strict=True) if not fine])
+        if not finite.all():
+            log.error("%d vectors of a batch of %d are not finite", len(finite) - int(finite.sum()), len(finite))
+            self._works(batch)
 
-    def _probe(self, engine: Engine) -> None:
-        """Find out whether an engine that failed can compute at all: one bad text must not look like a dead device."""
-        try:
-            engine.encode([[0]])
-        except Exception as error:
-            if self._broken is None:
-                log.exception("the engine fails on the simplest input too, not serving: %s", error)
-                self._on_health(False)
-            self._broken = engine
+    def _shrink(self, batch: Batch) -> None:
+        """Try again with half as much; one text that does not fit by itself never will."""
+        if batch.texts > 1:
+            batch.lane.halve(batch.cost)
+            log.warning("out of memory on a batch of %d texts: batches are cut to %.0f tokens", batch.texts, batch.lane.budget)
+            with self._changed:
+                batch.queue.put_back(batch)
+        elif self._works(batch):
+            ((request, positions),) = batch.parts
+            tokens = len(batch.ids()[0])
+            log.error("out of memory on one text of %d tokens", tokens)
+            hint = "cut the text, for instance with nv_chunk(), or serve the model on a device with more memory"
+            request.fail(EngineFailure(f"the device has no room for a text of {tokens} tokens", hint=hint, position=positions[0]))
+
+    def _divide(self, batch: Batch) -> None:
+        """Find the requests that cannot be computed: the halves of a batch that failed are computed apart."""
+        if not self._works(batch):
+            return
+        if len(batch.parts) == 1:
+            ((request, positions),) = batch.parts
+            self._fail_alone(request, positions)
         else:
-            self._healthy(engine)
+            with self._changed:
+                batch.queue.suspect(batch.halves())
 
-    def _healthy(self, engine: Engine) -> None:
-        if self._broken is engine:
+    @staticmethod
+    def _fail_alone(request: Request, positions: Sequence[int]) -> None:
+        position = positions[0] if len(positions) == 1 else None
+        hint = "try again; the sidecar's log says what happened"
+        request.fail(EngineFailure("the engine failed on a batch", hint=hint, position=position))
+
+    def _works(self, batch: Batch) -> bool:
+        """Whether the engine can compute the simplest input, after a batch of its failed. If not, everyone who waits for it hears of it."""
+        try:
+            with self._watchdog.over(self._patience.hang_s):
+                batch.lane.probe()
+        except Exception as error:
+            log.exception("the engine fails on the simplest input too, not serving: %s", error)
+            self._break(batch)
+            return False
+        return True
+
+    def _break(self, batch: Batch) -> None:
+        """Everyone who waits for this engine hears that it is broken, and nothing more is taken for it."""
+        lane = batch.lane
+        with self._changed:
+            lane.broken = True
+            waiting = [*self._turns.everyone(), *batch.requests()]
+        self._on_health(False)
+        for request in waiting:
+            if request.lane is lane:
+                request.fail(EngineFailure("the engine is broken", hint="try again in a moment: the sidecar rebuilds it, or ends"))
+        self._rebuild_later(lane)
+
+    def _rebuild_later(self, lane: Lane) -> None:
+        pauses = self._patience.rebuild_pauses_s
+        if lane.rebuilds == len(pauses):
+            self._die(f"the engine is broken, and rebuilding it {lane.rebuilds} times did not help")
+        else:
+            lane.retry_at = time.monotonic() + pauses[lane.rebuilds]
+
+    def _rebuild(self, lane: Lane) -> None:
+        lane.rebuilds += 1
+        try:
+            with self._watchdog.over(self._patience.rebuild_s):
+                lane.engine.rebuild()
+                lane.probe()
+        except Exception as error:
+            log.exception("rebuilding the engine failed: %s", error)
+            self._rebuild_later(lane)
+        else:
+            self._mended(lane)
+
+    def _mended(self, lane: Lane) -> None:
+        with self._changed:
+            lane.reset()
+            healthy = self._refusal is None and not any(other.broken for other in self._lanes.values())
+        if healthy:
             log.warning("the engine works again: serving")
-            self._broken = None
             self._on_health(True)
 
+    def _hangs(self) -> None:
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        places = ", ".join(f"{Path(place.filename).name}:{place.lineno} {place.name}" for place in traceback.extract_stack(frame)[-3:])
+        log.critical("the engine's thread hangs in %s", places)
+        self._die("the engine hangs")
 
-def _answer(request: _Request) -> None:
-    try:
-        request.future.set_result(request.vectors)
-    except InvalidStateError:
-        log.debug("a request was given up while its last batch was computed")
+    def _die(self, reason: str) -> None:
+        """Nothing will be computed any more."""
+        self._on_health(False)
+        if self._end(_stopped):
+            self._on_failure(reason)
+
+    def _end(self, refusal: Callable[[], EmbedError]) -> bool:
+        """Answer everyone who waits, and take nothing more. Returns whether this had not been done before."""
+        with self._changed:
+            if self._ended:
+                return False
+            self._ended = True
+            self._refusal = refusal
+            left = [*self._turns.everyone(), *(self._under_way.requests() if self._under_way else ())]
+        for request in left:
+            request.fail(refusal())
+        self._over.set()
+        return True
 
 
-def _fail(request: _Request, error: EmbedError) -> None:
-    try:
-        request.future.set_exception(error)
-    except InvalidStateError:
-        log.debug("a request that failed had been given up")
+def _shutting_down() -> EmbedError:
+    return Unavailable("the sidecar is shutting down", hint="try again")
+
+
+def _stopped() -> EmbedError:
+    return EngineFailure("the engine has stopped", hint="restart the sidecar; its log says why the engine stopped")

@@ -22,15 +22,16 @@ from nv_embed.limits import MAX_MESSAGE_BYTES
 from nv_embed.proto import nv_embed_pb2 as pb
 from nv_embed.proto.nv_embed_pb2_grpc import add_EmbedderServicer_to_server
 from nv_embed_sidecar.models import Models
-from nv_embed_sidecar.scheduler import Limits, Scheduler
+from nv_embed_sidecar.queues import Limits
+from nv_embed_sidecar.scheduler import Patience, Scheduler
 from nv_embed_sidecar.service import RequestLimits, Service
 from nv_embed_sidecar.settings import Settings
 
 log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Embedder"].full_name
-BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
 SOCKET_MODE = 0o666
+CANCEL_S = 5.0
 
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -67,20 +68,24 @@ class Health(health.HealthServicer):
 class Server:
     """The running sidecar.
 
+    Args:
+        on_failure: called when nothing will be computed any more; what serves then is to be stopped.
     Attributes:
         addresses: where it listens, with real port numbers.
         scheduler: what its calls wait in.
+        failure: why nothing will be computed any more.
     """
 
-    def __init__(self, models: Models, settings: Settings) -> None:
+    def __init__(self, models: Models, settings: Settings, on_failure: Callable[[], None] = lambda: None) -> None:
+        self.failure: str | None = None
+        self._on_failure = on_failure
         self._health = Health()
         self._drain_s = settings.drain_s
         # Waiting requests hold threads: three eighths may be bulk, three queries, and one streams. The last eighth answers health, and refuses.
         share = settings.rpc_threads // 8
-        devices = {model.engine.device for model in models}
-        batch_tokens = settings.batch_tokens or min(BATCH_TOKENS[device] for device in devices)
-        limits = Limits(batch_tokens, settings.max_queue_texts, settings.max_queue_tokens, queue_requests=3 * share)
-        self.scheduler = Scheduler(limits, self._set_health)
+        limits = Limits(settings.max_queue_texts, settings.max_queue_tokens, requests=3 * share)
+        patience = Patience(hang_s=settings.hang_s)
+        self.scheduler = Scheduler(limits, self._set_health, self._failed, batch_tokens=settings.batch_tokens, patience=patience)
         request_limits = RequestLimits(settings.max_request_texts, settings.max_request_bytes, settings.max_text_bytes)
         self._server = grpc.server(futures.ThreadPoolExecutor(settings.rpc_threads, thread_name_prefix="rpc"), options=OPTIONS)
         add_EmbedderServicer_to_server(Service(models, self.scheduler, request_limits, max_streams=share), self._server)
@@ -100,8 +105,13 @@ class Server:
     def stop(self) -> None:
         """Refuse new calls, let those under way finish for at most `drain_s`, and end."""
         self._health.drain()
-        self._server.stop(self._drain_s).wait()
+        # Bounded, because the end must not hang on what gRPC counts.
+        self._server.stop(self._drain_s).wait(self._drain_s + CANCEL_S)
         self.scheduler.close()
+
+    def _failed(self, reason: str) -> None:
+        self.failure = reason
+        self._on_failure()
 
     def _set_health(self, healthy: bool) -> None:
         status = health_pb2.HealthCheckResponse.SERVING if healthy else health_pb2.HealthCheckResponse.NOT_SERVING

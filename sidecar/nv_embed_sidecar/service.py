@@ -1,8 +1,9 @@
 """
 nv_embed.v1 over gRPC.
 
-A call is checked, tokenised in its own thread, queued with the scheduler and answered at the width it asked for. Every failure leaves as a status
-of the table in `nv_embed/errors.py`; the texts of a call are never logged and never appear in an answer.
+A call is checked, tokenised in its own thread, queued with the scheduler and answered at the width it asked for. A stream is read ahead, so that the
+scheduler holds its next requests while its earlier ones are computed. Every failure leaves as a status of the table in `nv_embed/errors.py`; the
+texts of a call are never logged and never appear in an answer.
 
 In:  protobuf requests      Out: protobuf answers, or a status with trailing metadata
 """
@@ -27,6 +28,7 @@ from nv_embed_sidecar.engines import Vectors
 from nv_embed_sidecar.models import Model, Models
 from nv_embed_sidecar.pooling import truncate
 from nv_embed_sidecar.scheduler import Scheduler
+from nv_embed_sidecar.streams import ReadAhead
 from nv_embed_sidecar.tokenising import InputType, Truncate
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,11 @@ TRUNCATES: dict[int, Truncate] = {0: Truncate.NONE, pb.TRUNCATE_NONE: Truncate.N
 INTERACTIVE: dict[int, bool] = {0: False, pb.PRIORITY_BULK: False, pb.PRIORITY_INTERACTIVE: True}
 
 STREAM_PAUSE_S = 1.0
+STREAM_REQUESTS = 4
+
+# Metadata in which a caller says who it is, where its connection does not.
+CLIENT_KEY = "nv-embed-client"
+CLIENT_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Service(EmbedderServicer):
     """What answers the calls.
 
     Args:
-        max_streams: open `EmbedStream` calls; each holds a thread for as long as it is open.
+        max_streams: open `EmbedStream` calls; each holds a thread, and has one that reads ahead, for as long as it is open.
     """
 
     def __init__(self, models: Models, scheduler: Scheduler, limits: RequestLimits, max_streams: int) -> None:
@@ -64,17 +71,17 @@ class Service(EmbedderServicer):
 
     def Embed(self, request: pb.EmbedRequest, context: grpc.ServicerContext) -> pb.EmbedResponse:
         with _statuses(context):
-            return self._embed(request, context, _Caller(context))
+            return self._begin(request, _Caller(context)).wait()
 
     def EmbedStream(self, request_iterator: Iterator[pb.EmbedRequest], context: grpc.ServicerContext) -> Iterator[pb.EmbedResponse]:
         with _statuses(context):
             if not self._streams.acquire(blocking=False):
                 raise Overloaded("too many streams are open", hint="close some, or use Embed", retry_after_s=STREAM_PAUSE_S)
+            caller = _Caller(context)
             try:
-                caller = _Caller(context)
-                for request in request_iterator:
-                    yield self._embed(request, context, caller)
+                yield from ReadAhead(request_iterator, lambda request: self._begin(request, caller), STREAM_REQUESTS).answers()
             finally:
+                caller.give_up()
                 self._streams.release()
 
     def Tokenize(self, request: pb.TokenizeRequest, context: grpc.ServicerContext) -> pb.TokenizeResponse:
@@ -100,8 +107,9 @@ class Service(EmbedderServicer):
         with _statuses(context):
             return pb.ListModelsResponse(models=[_described(model) for model in self._models])
 
-    def _embed(self, request: pb.EmbedRequest, context: grpc.ServicerContext, caller: "_Caller") -> pb.EmbedResponse:
-        deadline = time.monotonic() + _time_left(context)
+    def _begin(self, request: pb.EmbedRequest, caller: "_Caller") -> "_Answer":
+        """Check, tokenise and queue a request."""
+        deadline = time.monotonic() + caller.time_left()
         model = self._models.find(request.model, request.revision)
         dim = model.dim(request.dim)
         input_type = _choice("input_type", request.input_type, INPUT_TYPES)
@@ -110,13 +118,13 @@ class Service(EmbedderServicer):
         self._check_texts(request.texts)
         answer = pb.EmbedResponse(dim=dim, model=model.name, revision=model.revision)
         if not request.texts:
-            return answer
-        self._scheduler.check(len(request.texts), interactive=interactive)
+            return _Answer(answer, None)
+        self._scheduler.check(model.engine, len(request.texts), interactive=interactive, client=caller.name)
         ids = model.tokenizer.encode(request.texts, input_type, cut)
-        future = self._scheduler.submit(model.engine, ids, interactive=interactive, deadline=deadline)
-        answer.vectors = truncate(caller.wait(future), dim).astype("<f4", copy=False).tobytes()
         answer.tokens.extend(map(len, ids))
-        return answer
+        future = self._scheduler.submit(model.engine, ids, interactive=interactive, deadline=deadline, client=caller.name)
+        caller.waits_for(future)
+        return _Answer(answer, future)
 
     def _check_texts(self, texts: Sequence[str]) -> None:
         if len(texts) > self._limits.texts:
@@ -137,31 +145,60 @@ class Service(EmbedderServicer):
             )
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """An answer whose vectors, if it has any, are still being computed."""
+
+    answer: pb.EmbedResponse
+    future: "Future[Vectors] | None"
+
+    def wait(self) -> pb.EmbedResponse:
+        if self.future is not None:
+            self.answer.vectors = truncate(self.future.result(), self.answer.dim).astype("<f4", copy=False).tobytes()
+        return self.answer
+
+
 class _Caller:
-    """Gives up what a call waits for as soon as its caller cancels, hangs up or runs out of time.
+    """Who calls; gives up what the call waits for as soon as its caller cancels, hangs up or runs out of time.
 
     One callback serves a whole stream: gRPC keeps every callback, and what it holds, until the stream ends.
+
+    Attributes:
+        name: whom the scheduler is fair to.
     """
 
     def __init__(self, context: grpc.ServicerContext) -> None:
-        self._waits_for: Future[Vectors] | None = None
-        self._gone = False
-        if not context.add_callback(self._give_up):
-            self._gone = True
+        self.name = _client(context)
+        self._context = context
+        self._futures: set[Future[Vectors]] = set()
+        self._gone = not context.add_callback(self.give_up)
 
-    def wait(self, future: "Future[Vectors]") -> Vectors:
-        self._waits_for = future
+    def time_left(self) -> float:
+        left = self._context.time_remaining()
+        return math.inf if left is None else left
+
+    def waits_for(self, future: "Future[Vectors]") -> None:
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
         if self._gone:
             future.cancel()
-        try:
-            return future.result()
-        finally:
-            self._waits_for = None
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
         self._gone = True
-        if (future := self._waits_for) is not None:
+        for future in list(self._futures):
             future.cancel()
+
+
+def _client(context: grpc.ServicerContext) -> str:
+    """Whom a call is from: the name that TLS has proved, else the connection with what the caller calls itself.
+
+    A TCP connection has its own port. All that come through a unix socket look alike there, and all behind a proxy: only their own word tells them
+    apart. Whoever changes it with every call gains no more than by new connections.
+    """
+    if names := context.peer_identities():
+        return b" ".join(names).decode(errors="replace")
+    said = next((str(value) for key, value in context.invocation_metadata() if key == CLIENT_KEY), "")
+    return f"{context.peer()} {said[:CLIENT_CHARACTERS]}"
 
 
 @contextmanager
@@ -192,11 +229,6 @@ def _abort(context: grpc.ServicerContext, error: EmbedError) -> NoReturn:
     context.set_trailing_metadata(tuple(trailing))
     context.abort(grpc.StatusCode[error.grpc_code], error.message)
     raise AssertionError("abort returns nothing")
-
-
-def _time_left(context: grpc.ServicerContext) -> float:
-    left = context.time_remaining()
-    return math.inf if left is None else left
 
 
 def _choice(name: str, value: int, choices: dict[int, T]) -> T:

@@ -36,7 +36,9 @@ class Settings(BaseSettings):
         rpc_threads: calls answered at a time.
         drain_s: how long calls under way may take to finish after SIGTERM.
         ready_file: where to write pid, addresses and models once the sidecar serves.
+        hang_s: how long a batch may take before the device is taken to hang; at least, for more is allowed to batches that should take long.
         fake_delay_s: how long the fake engine takes for a batch.
+        fake_fault: a file that, while it exists, names the fault that the fake engine rehearses.
     """
 
     model_config = SettingsConfigDict(env_prefix="NV_EMBED_SIDECAR_", frozen=True, extra="forbid")
@@ -61,7 +63,9 @@ class Settings(BaseSettings):
     rpc_threads: int = Field(256, ge=8)
     drain_s: float = Field(10.0, ge=0)
     ready_file: Path | None = None
+    hang_s: float = Field(60.0, gt=0)
     fake_delay_s: float = Field(0.0, ge=0)
+    fake_fault: Path | None = None
 
     @field_validator("models", "listen", mode="before")
     @classmethod

@@ -3,8 +3,10 @@ nv_embed.v1 as seen from the wire, by the real server over engines that the test
 """
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -17,6 +19,7 @@ from nv_embed_sidecar.engines.fake import FakeEngine, FakeVocabulary
 from nv_embed_sidecar.logs import OneLine
 from nv_embed_sidecar.models import Model, Models
 from nv_embed_sidecar.server import Server
+from nv_embed_sidecar.service import STREAM_REQUESTS
 from nv_embed_sidecar.settings import Settings
 from nv_embed_sidecar.tokenising import TextTokenizer
 from program import eventually
@@ -65,7 +68,7 @@ def model(engine: Engine, name: str = "fake", max_tokens: int = 64) -> Model:
 
 @contextmanager
 def serving(engine: Engine, **settings: Any) -> Iterator[Server]:
-    server = Server(Models([model(engine)]), Settings(listen=("127.0.0.1:0",), drain_s=5, **settings))
+    server = Server(Models([model(engine)]), Settings(**{"listen": ("127.0.0.1:0",), "drain_s": 5, **settings}))
     server.start()
     try:
         yield server
@@ -344,12 +347,90 @@ def answers(stub: EmbedderStub) -> bool:
         return False
 
 
-def test_a_stream_that_is_given_up_is_not_computed_to_its_end() -> None:
+def test_a_stream_has_a_few_requests_under_way_and_answers_in_order() -> None:
     engine = CountingEngine()
     with serving(engine, batch_tokens=5) as server, connected(server) as stub:
-        stream = stub.EmbedStream(iter([pb.EmbedRequest(texts=["a b"] * 50)]))
+        texts = [f"w{n} x" for n in range(10)]
+        stream = stub.EmbedStream(iter([pb.EmbedRequest(texts=[text]) for text in texts]))
         assert engine.texts.get(timeout=WAIT_S) == 1
-        assert server.scheduler.waiting_texts() == 49
-        stream.cancel()
+        assert eventually(lambda: server.scheduler.waiting_texts() == STREAM_REQUESTS - 1)
+        vectors = []
+        for _ in texts:
+            engine.turnstile.put(None)
+            vectors.append(next(stream).vectors)
+            assert server.scheduler.waiting_texts() < STREAM_REQUESTS
+        assert list(stream) == []
+        for _ in range(2):
+            engine.turnstile.put(None)
+        assert vectors[::9] == [stub.Embed(pb.EmbedRequest(texts=[texts[n]])).vectors for n in (0, 9)]
+        assert eventually(lambda: readers() == 0)
+
+
+def readers() -> int:
+    return sum(thread.name == "stream" for thread in threading.enumerate())
+
+
+def test_a_stream_waits_for_its_own_requests_where_they_fill_the_queue() -> None:
+    engine = CountingEngine()
+    with serving(engine, max_queue_texts=5) as server, connected(server) as stub:
+        for _ in range(20):
+            engine.turnstile.put(None)
+        answers = list(stub.EmbedStream(iter([pb.EmbedRequest(texts=["a b"] * 3) for _ in range(8)])))
+        assert [len(rows(answer)) for answer in answers] == [3] * 8
+
+
+@pytest.mark.parametrize("end", ["cancel", "error", "deadline"])
+def test_a_stream_that_ends_early_gives_up_all_its_requests_and_leaves_no_thread(end: str) -> None:
+    engine = CountingEngine()
+    with serving(engine, batch_tokens=5) as server, connected(server) as stub:
+        requests: SimpleQueue[pb.EmbedRequest | None] = SimpleQueue()
+        for texts in (1, 10, 10):
+            requests.put(pb.EmbedRequest(texts=["a b"] * texts))
+        stream = stub.EmbedStream(iter(requests.get, None), timeout=1 if end == "deadline" else WAIT_S)
+        assert engine.texts.get(timeout=WAIT_S) == 1
+        assert eventually(lambda: server.scheduler.waiting_texts() == 20)
+        if end == "cancel":
+            stream.cancel()
+        elif end == "error":
+            requests.put(pb.EmbedRequest(dim=5))
+            for _ in range(21):
+                engine.turnstile.put(None)
+            assert [len(rows(next(stream))) for _ in range(3)] == [1, 10, 10]
+            assert refused(lambda: next(stream))[0] == "INVALID_ARGUMENT"
         assert eventually(lambda: server.scheduler.waiting_texts() == 0)
-        engine.turnstile.put(None)
+        assert eventually(lambda: readers() == 0)
+        for _ in range(3):
+            engine.turnstile.put(None)
+        requests.put(None)
+
+
+@contextmanager
+def connection_of_its_own(server: Server) -> Iterator[EmbedderStub]:
+    """Channels of one process to one address share a connection unless told not to."""
+    with grpc.insecure_channel(server.addresses[0], options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        yield EmbedderStub(channel)
+
+
+@pytest.mark.parametrize("by", ["connection", "name"])
+def test_a_client_with_many_requests_does_not_hold_up_another(by: str, tmp_path: Path) -> None:
+    engine = CountingEngine()
+    listen = ("127.0.0.1:0",) if by == "connection" else (f"unix:{tmp_path}/s",)
+    with (
+        serving(engine, batch_tokens=10, listen=listen) as server,
+        connection_of_its_own(server) as one,
+        connection_of_its_own(server) as other,
+    ):
+        names = [[("nv-embed-client", name)] if by == "name" else None for name in ("one", "other")]
+        many = [one.Embed.future(pb.EmbedRequest(texts=["a b"] * 4), metadata=names[0]) for _ in range(10)]
+        assert engine.texts.get(timeout=WAIT_S)
+        assert eventually(lambda: server.scheduler.waiting_texts() > 30)
+        waiting = server.scheduler.waiting_texts()
+        single = other.Embed.future(pb.EmbedRequest(texts=["a b"]), metadata=names[1])
+        assert eventually(lambda: server.scheduler.waiting_texts() == waiting + 1)
+        for _ in range(2):
+            engine.turnstile.put(None)
+        assert len(rows(single.result(WAIT_S))) == 1
+        assert sum(call.done() for call in many) <= 1
+        for _ in range(40):
+            engine.turnstile.put(None)
+        assert all(len(rows(call.result(WAIT_S))) == 4 for call in many)

@@ -12,27 +12,39 @@ import re
 import time
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import numpy
 
-from nv_embed_sidecar.engines import Capacity, Vectors
+from nv_embed_sidecar.engines import Capacity, OutOfMemory, Vectors
 
 WIDTH = 2048
 WORD = re.compile(r"\w+|[^\w\s]")
 START_ID = 1
 LENGTH_BITS = 4
 
+# What fits while memory is rehearsed to be short.
+SCARCE_TEXTS = 4
+LOOK_S = 0.05
+
 
 class FakeEngine:
-    """Word hashes to vectors; waits `delay_s` for each batch, as a slow device would."""
+    """Word hashes to vectors.
+
+    Args:
+        delay_s: how long it waits for each batch, as a slow device would.
+        fault_file: while this file exists, the word in it is a fault to rehearse: `error`, nothing can be computed or rebuilt; `oom`, more than a few
+            texts do not fit; `hang`, a batch does not end before the file is gone.
+    """
 
     width = WIDTH
     device = "cpu"
     precision = "fp32"
     capacity = Capacity(tokens_per_s=100_000, batch_tokens=1024)
 
-    def __init__(self, delay_s: float = 0.0) -> None:
+    def __init__(self, delay_s: float = 0.0, fault_file: Path | None = None) -> None:
         self._delay_s = delay_s
+        self._fault_file = fault_file
 
     def cost(self, tokens: int) -> float:
         return tokens
@@ -40,10 +52,29 @@ class FakeEngine:
     def encode(self, batch: Sequence[Sequence[int]]) -> Vectors:
         if self._delay_s:
             time.sleep(self._delay_s)
+        self._rehearse(len(batch))
         return numpy.stack([_vector(ids) for ids in batch])
 
     def rebuild(self) -> None:
         """There is nothing to load."""
+        self._rehearse(1)
+
+    def _rehearse(self, texts: int) -> None:
+        fault = self._fault()
+        if fault == "oom" and texts > SCARCE_TEXTS:
+            raise OutOfMemory(f"rehearsed: {texts} texts do not fit")
+        if fault == "error":
+            raise RuntimeError("rehearsed: the device is gone")
+        while self._fault() == "hang":
+            time.sleep(LOOK_S)
+
+    def _fault(self) -> str:
+        if self._fault_file is None:
+            return ""
+        try:
+            return self._fault_file.read_text().strip()
+        except FileNotFoundError:
+            return ""
 
 
 class FakeVocabulary:
