@@ -18,7 +18,7 @@ from scipy.special import erf
 
 Array = NDArray[numpy.float64]
 
-ROWS = 512
+ROWS = 256
 """Queries that attend at a time: a text of 8192 tokens would otherwise need half a gigabyte a head."""
 
 
@@ -99,12 +99,8 @@ def llama(directory: Path, ids: Sequence[int], *, causal: bool = False, changes:
         query = (normed @ weights[name + "self_attn.q_proj.weight"].T).reshape(len(ids), heads, head_width)
         key = (normed @ weights[name + "self_attn.k_proj.weight"].T).reshape(len(ids), kv_heads, head_width)
         value = (normed @ weights[name + "self_attn.v_proj.weight"].T).reshape(len(ids), kv_heads, head_width)
-        turned = [turn(key[:, head], turns) for head in range(kv_heads)]
-        attended = [
-            attention(turn(query[:, head], turns), turned[head * kv_heads // heads], value[:, head * kv_heads // heads], causal=causal)
-            for head in range(heads)
-        ]
-        x = x + numpy.concatenate(attended, axis=1) @ weights[name + "self_attn.o_proj.weight"].T
+        attended = grouped_attention(query, key, value, turns, causal=causal)
+        x = x + attended @ weights[name + "self_attn.o_proj.weight"].T
         normed = rms_norm(x, weights[name + "post_attention_layernorm.weight"], eps)
         gate = normed @ weights[name + "mlp.gate_proj.weight"].T
         up = normed @ weights[name + "mlp.up_proj.weight"].T
@@ -145,12 +141,23 @@ def turn(x: Array, turns: NDArray[numpy.complex128]) -> Array:
     return numpy.concatenate([pairs.real, pairs.imag], axis=1)
 
 
+def grouped_attention(query: Array, key: Array, value: Array, turns: NDArray[numpy.complex128], *, causal: bool) -> Array:
+    """Attention with rotary positions; each key/value head serves as many neighbouring query heads as there are for each. [length, heads, width]."""
+    group = query.shape[1] // key.shape[1]
+    turned = [turn(key[:, head], turns) for head in range(key.shape[1])]
+
+    attended = [
+        attention(turn(query[:, head], turns), turned[head // group], value[:, head // group], causal=causal) for head in range(query.shape[1])
+    ]
+    return numpy.concatenate(attended, axis=1)
+
+
 def attention(query: Array, key: Array, value: Array, *, causal: bool = False) -> Array:
     """One head, every token to every other: softmax(query · key / sqrt(width)) · value. All [length, width]."""
     attended = numpy.empty_like(query)
+    query = query / math.sqrt(query.shape[1])
     for start in range(0, len(query), ROWS):
         scores = query[start : start + ROWS] @ key.T
-        scores /= math.sqrt(query.shape[1])
         if causal:
             scores[numpy.arange(len(key)) > numpy.arange(start, start + len(scores))[:, None]] = -numpy.inf
         scores -= scores.max(axis=1, keepdims=True)
