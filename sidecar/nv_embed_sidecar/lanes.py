@@ -2,8 +2,8 @@
 One engine as the scheduler sees it.
 
 A lane knows how fast its engine is, how much a batch may hold, and whether the engine works. The rate begins with what the engine was measured to do
-when it was loaded and follows the batches that were computed since. Memory that runs out halves what a batch may hold, and batches that fit win it
-back by small steps, because another program may have taken the memory for a while.
+when it was loaded and follows the batches that were computed since; where it proves higher, batches grow. Memory that runs out halves what a batch
+may hold, and batches that fit win it back by small steps, because another program may have taken the memory for a while.
 
 In:  batches that were computed or failed      Out: seconds for some work, the cost a batch may have
 """
@@ -93,5 +93,8 @@ class Lane:
         if not numpy.isfinite(self.encode(SIMPLEST)).all():
             raise FloatingPointError("the engine computes vectors that are not finite")
 
-    def _nominal(self) -> int:
-        return self.batch_tokens or self.engine.capacity.batch_tokens
+    def _nominal(self) -> float:
+        """What a batch should hold: more than was measured where the engine proves faster than it was then."""
+        capacity = self.engine.capacity
+        faster = max(self.rate / capacity.tokens_per_s, 1.0)
+        return self.batch_tokens or min(capacity.batch_tokens * faster, capacity.most_tokens)

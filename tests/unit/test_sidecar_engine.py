@@ -2,6 +2,7 @@
 The parts that torch engines are made of: packing, products, attention, and how a batch is dealt out.
 """
 
+import time
 from collections.abc import Callable
 
 import numpy
@@ -146,7 +147,7 @@ class Doubling:
 
 
 def doubling_engine(model: Doubling, threads: int = 1) -> TorchEngine:
-    return TorchEngine(lambda: model, "mean", TorchDevice(CPU, "fp32", threads), batch_tokens=1024)
+    return TorchEngine(lambda: model, "mean", TorchDevice(CPU, "fp32", threads))
 
 
 @given(st.lists(st.lists(st.integers(0, 100), min_size=1, max_size=300), min_size=1, max_size=20), st.sampled_from([1, 2, 3]))
@@ -179,7 +180,7 @@ def test_an_engine_is_rebuilt_from_its_files() -> None:
         models.append(Doubling())
         return models[-1]
 
-    engine = TorchEngine(load, "mean", TorchDevice(CPU, "fp32", 1), batch_tokens=16)
+    engine = TorchEngine(load, "mean", TorchDevice(CPU, "fp32", 1))
     models[0].failure = RuntimeError("the device is gone")
     engine.rebuild()
     assert engine.encode([[3]]).tolist() == [[3, 6]]
@@ -192,8 +193,17 @@ def test_cost_grows_with_the_square_of_a_text_but_is_its_tokens_at_first() -> No
     assert engine.cost(2000) > 2.2 * engine.cost(1000)
 
 
+class Slow(Doubling):
+    """A model that takes 20 µs a token."""
+
+    def __call__(self, packed: Packed) -> Tensor:
+        time.sleep(packed.tokens * 20e-6)
+        return super().__call__(packed)
+
+
 def test_a_batch_is_as_large_as_what_the_device_does_while_a_query_may_wait() -> None:
-    capacity = TorchEngine(Doubling, "mean", TorchDevice(CPU, "fp32", 1)).capacity
+    capacity = TorchEngine(Slow, "mean", TorchDevice(CPU, "fp32", 1)).capacity
+    assert capacity.batch_tokens < capacity.most_tokens
     assert capacity.batch_tokens == int(capacity.tokens_per_s * BATCH_S)
 
 
@@ -235,5 +245,5 @@ class Cramped(Doubling):
 
 def test_a_batch_is_no_larger_than_the_memory_was_found_to_be() -> None:
     engine = TorchEngine(Cramped, "mean", TorchDevice(CPU, "fp32", 1))
-    assert engine.capacity.batch_tokens <= 300
+    assert engine.capacity.batch_tokens <= engine.capacity.most_tokens <= 300
     assert len(engine.encode([[1] * 100] * (engine.capacity.batch_tokens // 100))) > 0

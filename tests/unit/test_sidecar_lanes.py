@@ -4,6 +4,7 @@ What the scheduler learns of an engine.
 
 import numpy
 import pytest
+from nv_embed_sidecar.engines import Capacity
 from nv_embed_sidecar.engines.fake import FakeEngine
 from nv_embed_sidecar.lanes import RECOVERY_BATCHES, Lane
 
@@ -28,6 +29,21 @@ def test_full_batches_teach_it_the_rate_and_small_ones_do_not(lane: Lane) -> Non
     for _ in range(100):
         lane.computed(BUDGET, seconds=0.5)
     assert lane.rate == pytest.approx(2 * BUDGET, rel=0.01)
+
+
+def test_batches_grow_with_an_engine_that_proves_faster_than_it_was_measured_to_be_but_not_beyond_its_memory() -> None:
+    engine = FakeEngine()
+    engine.capacity = Capacity(tokens_per_s=1000, batch_tokens=70, most_tokens=500)
+    lane = Lane(engine)
+    for _ in range(2000):
+        lane.computed(lane.budget, seconds=lane.budget / 4000)
+    assert lane.budget == pytest.approx(280, rel=0.01)
+    for _ in range(2000):
+        lane.computed(lane.budget, seconds=lane.budget / 100_000)
+    assert lane.budget == 500
+    for _ in range(100):
+        lane.computed(lane.budget, seconds=10)
+    assert lane.budget == 70
 
 
 def test_a_batch_that_did_not_fit_halves_the_budget_and_batches_that_fit_win_it_back(lane: Lane) -> None:

@@ -35,7 +35,7 @@ class SteppedEngine:
     width = 2
     device = "cpu"
     precision = "fp32"
-    capacity = Capacity(tokens_per_s=1000, batch_tokens=BATCH_TOKENS)
+    capacity = Capacity(tokens_per_s=1000, batch_tokens=BATCH_TOKENS, most_tokens=BATCH_TOKENS)
 
     def __init__(self) -> None:
         self._begun: SimpleQueue[list[list[int]]] = SimpleQueue()

@@ -15,7 +15,7 @@ BATCH_S = 10
 
 
 class SlowEngine(FakeEngine):
-    capacity = Capacity(tokens_per_s=1, batch_tokens=BATCH_S)
+    capacity = Capacity(tokens_per_s=1, batch_tokens=BATCH_S, most_tokens=BATCH_S)
 
 
 class Simulation:

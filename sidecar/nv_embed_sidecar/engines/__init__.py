@@ -25,10 +25,12 @@ class Capacity:
     Attributes:
         tokens_per_s: its rate, in the unit of `Engine.cost`.
         batch_tokens: the cost that one batch should have: it keeps the device busy, fits its memory and takes no longer than a query may wait.
+        most_tokens: the cost that it may have if the device turns out to be faster, because something else kept it busy when it was measured.
     """
 
     tokens_per_s: float
     batch_tokens: int
+    most_tokens: int
 
 
 class Engine(Protocol):

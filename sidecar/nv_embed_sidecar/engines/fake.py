@@ -40,7 +40,7 @@ class FakeEngine:
     width = WIDTH
     device = "cpu"
     precision = "fp32"
-    capacity = Capacity(tokens_per_s=100_000, batch_tokens=1024)
+    capacity = Capacity(tokens_per_s=100_000, batch_tokens=1024, most_tokens=1024)
 
     def __init__(self, delay_s: float = 0.0, fault_file: Path | None = None) -> None:
         self._delay_s = delay_s

@@ -26,7 +26,7 @@ def load(card: Card, settings: Settings) -> Engine:
     if card.architecture in DECODERS and card.pooling != MEAN:
         raise InvalidInput(f"the model's pooling is {card.pooling}, which is not supported for this architecture", hint="supported is mean")
     device = torch_device.choose(settings.device, settings.precision, settings.threads)
-    return TorchEngine(lambda: _model(card, device), card.pooling, device, batch_tokens=settings.batch_tokens)
+    return TorchEngine(lambda: _model(card, device), card.pooling, device)
 
 
 def _model(card: Card, device: TorchDevice) -> Model:

@@ -8,7 +8,6 @@ In:  token ids      Out: pooled vectors, and what the device was measured to do
 """
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +44,7 @@ MEMORY_SHARE = 0.5
 
 TRIAL_TOKENS = 64
 TRIAL_TEXTS = 16
+TRIALS = 3
 MOST_TRIAL_TOKENS = 1 << 16
 
 
@@ -70,10 +70,9 @@ class TorchEngine:
 
     Args:
         load: reads the model from its files.
-        batch_tokens: what a batch may cost; measured if None.
     """
 
-    def __init__(self, load: Callable[[], Model], pooling: str, device: TorchDevice, *, batch_tokens: int | None = None) -> None:
+    def __init__(self, load: Callable[[], Model], pooling: str, device: TorchDevice) -> None:
         self._load = load
         self._pool = POOLINGS[pooling]
         self._device = device
@@ -84,7 +83,7 @@ class TorchEngine:
         self.device = device.device.type
         self.precision = device.precision
         self._square = self._model.attention_work / self._model.linear_work * ATTENTION_PENALTY[self.device]
-        self.capacity = measure(self, device, batch_tokens)
+        self.capacity = measure(self, device)
 
     def cost(self, tokens: int) -> float:
         return tokens + self._square * tokens * tokens
@@ -147,14 +146,14 @@ class TorchEngine:
         return vectors
 
 
-def measure(engine: TorchEngine, device: TorchDevice, batch_tokens: int | None) -> Capacity:
+def measure(engine: TorchEngine, device: TorchDevice) -> Capacity:
     """How fast an engine is, and how much a batch should hold: as much as it does in `BATCH_S`, if its memory allows."""
     rate, most = _rate(engine)
-    tokens = batch_tokens or max(min(int(rate * BATCH_S), most), TRIAL_TOKENS)
-    if device.device.type == "cuda" and batch_tokens is None:
-        tokens = min(tokens, _fitting_tokens(engine))
+    if device.device.type == "cuda":
+        most = min(most, _fitting_tokens(engine))
+    tokens = max(min(int(rate * BATCH_S), most), TRIAL_TOKENS)
     log.info("measured %.0f tokens/s, batches of %d tokens", rate, tokens)
-    return Capacity(tokens_per_s=rate, batch_tokens=tokens)
+    return Capacity(tokens_per_s=rate, batch_tokens=tokens, most_tokens=max(most, tokens))
 
 
 def _rate(engine: TorchEngine) -> tuple[float, int]:
@@ -163,7 +162,7 @@ def _rate(engine: TorchEngine) -> tuple[float, int]:
     rate, texts = 0.0, 1
     while texts * TRIAL_TOKENS <= MOST_TRIAL_TOKENS:
         try:
-            seconds = min(_seconds(engine, [text] * texts) for _ in range(2))
+            seconds = min(_seconds(engine, [text] * texts) for _ in range(TRIALS))
         except OutOfMemory:
             if texts == 1:
                 raise
@@ -172,7 +171,7 @@ def _rate(engine: TorchEngine) -> tuple[float, int]:
         if seconds > BATCH_S / 2:
             break
         texts *= 2
-    return rate, sys.maxsize
+    return rate, MOST_TRIAL_TOKENS
 
 
 def _seconds(engine: TorchEngine, batch: Sequence[Sequence[int]]) -> float:
