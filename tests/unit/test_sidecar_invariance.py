@@ -17,7 +17,7 @@ from proofs import LEAST_COSINE, alone, batches, is_invariant, is_same, sequence
 VOCABULARY = {"minilm": 30_522, "llama": LLAMA["vocab_size"], "bert": BERT["vocab_size"]}
 LONGEST = {"minilm": 256, "llama": 700, "bert": 512}
 
-NEIGHBOURS = (1, 2, 3, 6, 7, 8, 22, 23, 24, 38, 39, 40, 54, 55, 56, 118, 119, 120, 246, 247, 248)
+NEIGHBOURS = (1, 2, 6, 7, 8, 23, 24, 39, 40, 55, 56, 119, 120, 247, 248)
 """Tokens beside a text of 9: kernels work in tiles of rows, and the last tile is often another kernel's."""
 
 
@@ -38,7 +38,7 @@ def models(source: Path | str, request: pytest.FixtureRequest) -> dict[int, Mode
 
 
 @given(data=st.data())
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_a_text_has_one_vector_in_every_batch_and_on_any_number_of_cores(kind: str, models: dict[int, Model], data: st.DataObject) -> None:
     texts, order, most = data.draw(batches(VOCABULARY[kind], LONGEST[kind]))
     expected = alone(models[1], texts)
@@ -47,26 +47,24 @@ def test_a_text_has_one_vector_in_every_batch_and_on_any_number_of_cores(kind: s
     is_same(models[2], alone(models[2], texts), expected)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("length", [1, 2, 33])
-def test_equal_texts_in_one_batch_have_one_vector(kind: str, models: dict[int, Model], length: int, threads: int) -> None:
-    model, text = models[threads], sequence(length, VOCABULARY[kind])
-    expected = alone(model, [text])
-    for copies in (2, 3, 7, 32, 33, 70):
+def test_equal_texts_in_one_batch_have_one_vector(kind: str, models: dict[int, Model], length: int) -> None:
+    model, text = models[2], sequence(length, VOCABULARY[kind])
+    expected = alone(models[1], [text])
+    for copies in (2, 3, 7, 33, 70):
         is_same(model, model.engine.encode([text] * copies), numpy.repeat(expected, copies, axis=0))
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_the_number_of_tokens_beside_a_text_does_not_matter(kind: str, models: dict[int, Model], threads: int) -> None:
-    model, text = models[threads], sequence(9, VOCABULARY[kind])
-    expected = alone(model, [text])
+def test_the_number_of_tokens_beside_a_text_does_not_matter(kind: str, models: dict[int, Model]) -> None:
+    model, text = models[2], sequence(9, VOCABULARY[kind])
+    expected = alone(models[1], [text])
     for length in NEIGHBOURS:
         is_same(model, model.engine.encode([sequence(length, VOCABULARY[kind]), text])[1:], expected)
 
 
 def test_many_short_texts_beside_a_few_long_ones_keep_their_vectors(kind: str, models: dict[int, Model]) -> None:
     longest = LONGEST[kind]
-    lengths = [longest, *(3 + position % 11 for position in range(90)), longest - 1, longest // 2, longest // 2]
+    lengths = [longest, *(3 + position % 11 for position in range(70)), longest - 1, longest // 2, longest // 2]
     texts = [sequence(length, VOCABULARY[kind], seed) for seed, length in enumerate(lengths)]
     expected = alone(models[1], texts)
     for model in models.values():
