@@ -3,9 +3,9 @@ What waits, and in which order it goes.
 
 There is one queue for interactive requests and one for bulk. In a queue, what one client asks of one engine is a flow: first in, first out. Flows
 share by virtual time, as in start-time fair queueing: every text that is taken moves its flow ahead by the engine seconds that it costs, and the flow
-that is furthest behind goes next. The queue's own clock advances as a flow's would if all flows were served at once; a flow that comes anew starts
-there, so it neither waits behind what others have queued nor is paid for time in which it asked for nothing, and no crowd of newcomers holds up who
-was there before.
+that is furthest behind goes next. The queue's own clock advances as each flow's would if all were served at once, and a flow that comes anew starts
+there: it neither waits behind what others have queued nor is paid for time in which it asked for nothing, nobody gains by coming again and again, and
+no crowd of newcomers holds up who was there before.
 
 A batch is cut by cost, across clients, for one engine. Nothing here waits or locks; the scheduler does.
 
@@ -164,7 +164,7 @@ class Queue:
         return [*self, *chain.from_iterable(batch.requests() for batch in self._suspects)]
 
     def is_empty(self) -> bool:
-        return not self._suspects and not any(flow.requests for flow in self._flows.values())
+        return not self._suspects and not self._flows
 
     def texts(self) -> int:
         return _texts(self)
@@ -199,9 +199,11 @@ class Queue:
 
     def leave(self, request: Request) -> None:
         """Forget a request that was answered, failed or given up."""
-        flow = self._flows.get((request.client, request.lane))
-        if flow is not None:
+        key = (request.client, request.lane)
+        if (flow := self._flows.get(key)) is not None:
             flow.requests.pop(request, None)
+            if not flow.requests:
+                del self._flows[key]
         self.suspect(())
 
     def put_back(self, batch: Batch) -> None:
@@ -222,11 +224,11 @@ class Queue:
         """The next batch, if the queue is not empty."""
         if self._suspects:
             return self._suspects.pop()
-        order = [(flow.clock, number, flow) for number, flow in enumerate(self._flows.values()) if flow.requests]
-        return self._cut(order) if order else None
+        return self._cut() if self._flows else None
 
-    def _cut(self, order: list[tuple[float, int, Flow]]) -> Batch:
-        share = 1 / len(order)
+    def _cut(self) -> Batch:
+        share = 1 / len(self._flows)
+        order = [(flow.clock, number, flow) for number, flow in enumerate(self._flows.values())]
         lane = min(order)[2].lane
         order = [entry for entry in order if entry[2].lane is lane]
         heapify(order)
@@ -246,7 +248,7 @@ class Queue:
             flow.clock += seconds
             self._clock += seconds * share
             if not request.waiting:
-                del flow.requests[request]
+                self.leave(request)
             if flow.requests:
                 heapreplace(order, (flow.clock, number, flow))
             else:
@@ -254,12 +256,10 @@ class Queue:
         return Batch(self, lane, tuple(parts.items()))
 
     def _flow(self, request: Request) -> Flow:
-        """A request's flow. One that has had more than its due is remembered until the others have caught up."""
-        if not any(flow.requests for flow in self._flows.values()):
-            self._flows.clear()
-        for key in [key for key, flow in self._flows.items() if not flow.requests and flow.clock <= self._clock]:
-            del self._flows[key]
-        return self._flows.setdefault((request.client, request.lane), Flow(request.lane, self._clock))
+        key = (request.client, request.lane)
+        if key not in self._flows:
+            self._flows[key] = Flow(request.lane, self._clock)
+        return self._flows[key]
 
 
 def _texts(requests: Iterable[Request]) -> int:

@@ -133,6 +133,28 @@ def test_what_is_put_back_goes_first(queue: Queue, lane: Lane) -> None:
     assert queue.texts() == 1
 
 
+def test_what_is_put_back_is_not_charged_twice(queue: Queue, lane: Lane) -> None:
+    enter(queue, lane, "unlucky", [BUDGET] * 10)
+    enter(queue, lane, "other", [BUDGET] * 10)
+    for _ in range(5):
+        batch = cut(queue)
+        assert served(batch) == {"unlucky": BUDGET}
+        queue.put_back(batch)
+    total = sum((served(cut(queue)) for _ in range(4)), Counter())
+    assert total == {"unlucky": 2 * BUDGET, "other": 2 * BUDGET}
+
+
+def test_parts_of_a_failed_batch_go_first_unless_they_are_given_up(queue: Queue, lane: Lane) -> None:
+    requests = [enter(queue, lane, "a", [2]) for _ in range(4)]
+    queue.suspect(cut(queue).halves())
+    enter(queue, lane, "b", [1])
+    requests[3].future.cancel()
+    assert cut(queue).requests() == [requests[2]]
+    requests[0].future.cancel()
+    requests[1].future.cancel()
+    assert served(cut(queue)) == {"b": 1}
+
+
 def test_what_failed_or_was_given_up_meanwhile_is_not_put_back(queue: Queue, lane: Lane) -> None:
     failed, given_up, wanted = (enter(queue, lane, "a", [2]) for _ in range(3))
     batch = cut(queue)

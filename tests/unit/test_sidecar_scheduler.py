@@ -471,6 +471,18 @@ def test_an_engine_that_breaks_again_on_every_first_batch_is_not_rebuilt_for_eve
     assert "rebuilding it 3 times" in failures.get(timeout=WAIT_S)
 
 
+def test_an_engine_that_breaks_now_and_then_is_rebuilt_each_time(scheduler: Scheduler, engine: SteppedEngine, failures: SimpleQueue[str]) -> None:
+    for _ in range(2 * len(AT_ONCE.rebuild_pauses_s)):
+        scheduler.submit(engine, [text(1)], interactive=False)
+        break_(engine)
+        assert engine.step() == PROBE
+        assert eventually(lambda: not refuses(scheduler, engine))
+        fine = scheduler.submit(engine, [text(2)], interactive=False)
+        assert engine.step() == [text(2)]
+        assert names(fine) == [2]
+    assert failures.empty()
+
+
 def test_another_engine_goes_on_while_one_is_broken(engine: SteppedEngine, health: Health, failures: SimpleQueue[str]) -> None:
     patience = Patience(rebuild_pauses_s=(WAIT_S * 10,))
     other_engine = SteppedEngine()

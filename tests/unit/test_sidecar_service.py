@@ -2,9 +2,11 @@
 nv_embed.v1 as seen from the wire, by the real server over engines that the test can follow.
 """
 
+import gc
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
@@ -368,6 +370,25 @@ def test_a_stream_has_a_few_requests_under_way_and_answers_in_order() -> None:
 
 def readers() -> int:
     return sum(thread.name == "stream" for thread in threading.enumerate())
+
+
+def test_an_open_stream_keeps_nothing_of_what_it_has_answered() -> None:
+    with serving(FakeEngine()) as server, connected(server) as stub:
+        requests: SimpleQueue[pb.EmbedRequest | None] = SimpleQueue()
+        stream = stub.EmbedStream(iter(requests.get, None))
+        for _ in range(50):
+            requests.put(pb.EmbedRequest(texts=["one"]))
+            assert next(stream).dim == 2048
+        assert eventually(lambda: answered(2048) < 20), "of 50"
+        requests.put(None)
+        assert list(stream) == []
+
+
+def answered(width: int) -> int:
+    """Futures of vectors that something still holds."""
+    gc.collect()
+    done = [thing for thing in gc.get_objects() if isinstance(thing, Future) and thing.done() and not thing.cancelled()]
+    return sum(numpy.shape(future.result()) == (1, width) for future in done if future.exception() is None)
 
 
 def test_a_stream_waits_for_its_own_requests_where_they_fill_the_queue() -> None:

@@ -93,6 +93,18 @@ def test_a_flood_of_queries_leaves_bulk_its_share(query_s: int, overhead_s: floa
     assert simulation.busy_s[False] / simulation.now == pytest.approx(BULK_SHARE, abs=0.02)
 
 
+def test_what_bulk_had_while_no_query_came_is_not_held_against_it(simulation: Simulation) -> None:
+    bulk(simulation, 5000)
+    for n in range(1000):
+        simulation.arrive(1000 + n, 1, interactive=True)
+    while simulation.now < 1000:
+        assert simulation.step()
+    before_s = simulation.busy_s[False]
+    while simulation.now < 1200:
+        assert simulation.step()
+    assert simulation.busy_s[False] - before_s >= 100
+
+
 def test_where_there_is_no_bulk_work_queries_have_all_the_time(simulation: Simulation) -> None:
     for _ in range(100):
         simulation.arrive(0, 10, interactive=True)
