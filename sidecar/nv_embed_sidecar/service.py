@@ -75,9 +75,9 @@ class Service(EmbedderServicer):
 
     def EmbedStream(self, request_iterator: Iterator[pb.EmbedRequest], context: grpc.ServicerContext) -> Iterator[pb.EmbedResponse]:
         with _statuses(context):
+            caller = _Caller(context)
             if not self._streams.acquire(blocking=False):
                 raise Overloaded("too many streams are open", hint="close some, or use Embed", retry_after_s=STREAM_PAUSE_S)
-            caller = _Caller(context)
             try:
                 yield from ReadAhead(request_iterator, lambda request: self._begin(request, caller), STREAM_REQUESTS).answers()
             finally:
