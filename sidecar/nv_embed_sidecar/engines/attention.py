@@ -19,6 +19,7 @@ SHORT = 512
 SCORES = 1 << 20
 """Scores of one pair of matrix products, unless one text alone has more: in half precision they then fit a core's own cache."""
 MOST_TEXTS = 32
+LENGTHS = 32
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,21 @@ def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, packed: Packed, he
 
 
 def _by_products(query: Tensor, key: Tensor, value: Tensor, run: Run, heads: Heads) -> Tensor:
-    """Two matrix products with all scores between them; heads that share a key are rows of one product."""
+    """Two matrix products with all scores between them; heads that share a key are rows of one product.
+
+    Lengths are filled up to a multiple of `LENGTHS`, because each shape that oneDNN meets costs some half a megabyte for good.
+    """
     n, length, width = run.texts, run.length, heads.width
-    q = query.view(n, length, heads.kv, heads.group, width).permute(0, 2, 3, 1, 4).reshape(n * heads.kv, heads.group * length, width)
-    k = key.view(n, length, heads.kv, width).permute(0, 2, 3, 1).reshape(n * heads.kv, width, length)
-    v = value.view(n, length, heads.kv, width).transpose(1, 2).reshape(n * heads.kv, length, width)
-    attended = torch.bmm(torch.bmm(q, k).softmax(-1), v)
-    return attended.view(n, heads.kv, heads.group, length, width).permute(0, 3, 1, 2, 4).reshape(n * length, heads.query, width)
+    filled = -(-length // LENGTHS) * LENGTHS
+    q = query.new_zeros(n, heads.kv, heads.group, filled, width)
+    k, v = query.new_zeros(n, heads.kv, width, filled), query.new_zeros(n, heads.kv, filled, width)
+    q[:, :, :, :length] = query.view(n, length, heads.kv, heads.group, width).permute(0, 2, 3, 1, 4)
+    k[:, :, :, :length] = key.view(n, length, heads.kv, width).permute(0, 2, 3, 1)
+    v[:, :, :length] = value.view(n, length, heads.kv, width).transpose(1, 2)
+    scores = torch.bmm(q.view(n * heads.kv, heads.group * filled, width), k.view(n * heads.kv, width, filled))
+    scores[:, :, length:] = -torch.inf
+    attended = torch.bmm(scores.softmax(-1), v.view(n * heads.kv, filled, width)).view(n, heads.kv, heads.group, filled, width)
+    return attended[:, :, :, :length].permute(0, 3, 1, 2, 4).reshape(n * length, heads.query, width)
 
 
 def _by_tiles(query: Tensor, key: Tensor, value: Tensor, run: Run, heads: Heads) -> Tensor:

@@ -4,11 +4,14 @@ Weights times activations, by whatever is quickest on this device in this precis
 In:  a weight and a bias as the checkpoint has them      Out: a `Linear` that holds them as its kernel wants them
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+ROWS = 256
 
 SMALLEST = 1e-12
 """The least range that is scaled up: a row of zeros has none."""
@@ -58,7 +61,8 @@ class PlainLinear:
 class OneDnnLinear:
     """oneDNN's product for the CPU, with the weight laid out once for its kernel.
 
-    A row of its result does not depend on the other rows, to the last bit, as long as there are two: a single row is another kernel's work.
+    A row of its result does not depend on the other rows, to the last bit, as long as there are two: a single row is another kernel's work. Rows go
+    through it in blocks, because each number of rows that it meets costs some half a megabyte for good.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -81,12 +85,10 @@ class OneDnnLinear:
         return self._binary(x, other, "mul")
 
     def _product(self, x: Tensor, activation: str, algorithm: str = "") -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, activation, [], algorithm)
-        return product
+        return in_blocks(lambda part: torch.ops.mkldnn._linear_pointwise(part, self._weight, self._bias, activation, [], algorithm), x)
 
     def _binary(self, x: Tensor, other: Tensor, operation: str) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self._weight, self._bias, operation)
-        return product
+        return in_blocks(lambda part, beside: torch.ops.mkldnn._linear_pointwise.binary(part, beside, self._weight, self._bias, operation), x, other)
 
 
 class QuantizedLinear(PlainLinear):
@@ -125,11 +127,15 @@ class Int8Linear(QuantizedLinear):
     def _product(self, x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         # The kernel wants activations without a sign: flipping the highest bit adds 128, which it is told to take off.
         unsigned = x.round_().to(torch.int8).view(torch.uint8).bitwise_xor_(128)
-        product: Tensor = torch.ops.onednn.qlinear_pointwise(
-            unsigned, 1.0, 128, self._weight, self._scale, self._no_shift, None, 1.0, 0, dtype, "none", [], ""
-        )
+        product = in_blocks(lambda part: self._integers(part, dtype), unsigned)
         scale = scale.to(dtype)
         return product * scale if self._bias is None else torch.addcmul(self._bias, product, scale)
+
+    def _integers(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        product: Tensor = torch.ops.onednn.qlinear_pointwise(
+            x, 1.0, 128, self._weight, self._scale, self._no_shift, None, 1.0, 0, dtype, "none", [], ""
+        )
+        return product
 
 
 class Fp8Linear(QuantizedLinear):
@@ -147,6 +153,13 @@ class Fp8Linear(QuantizedLinear):
         )
         assert isinstance(product, Tensor)
         return product
+
+
+def in_blocks(product: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """What a product gives for some rows, computed in blocks of at most `ROWS`."""
+    if len(rows[0]) <= ROWS:
+        return product(*rows)
+    return torch.cat([product(*parts) for parts in zip(*(torch.split(part, ROWS) for part in rows), strict=True)])
 
 
 def has_onednn() -> bool:

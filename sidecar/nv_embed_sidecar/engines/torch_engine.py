@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from nv_embed_sidecar.engines import Capacity, OutOfMemory, Vectors
+from nv_embed_sidecar.engines.linear import ROWS
 from nv_embed_sidecar.engines.packing import Packed, pack, pieces
 from nv_embed_sidecar.engines.torch_device import TorchDevice
 from nv_embed_sidecar.pooling import POOLINGS
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 ONE_CORE_WORK = 1e9
 """Operations up to which one core is quicker than several: they lose more by waiting for each other than they gain."""
 
-PIECE_TOKENS = 512
+PIECE_TOKENS = ROWS
 """Rows that one thread computes at a time: as many as the products need to be quick, and few enough to stay in the core's cache."""
 
 UNEVEN = 1.5
