@@ -10,6 +10,8 @@ In:  texts      Out: `Page`s of raw float32 rows, or arrays
 """
 
 import json
+import os
+import socket
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -139,6 +141,8 @@ class Client:
         self.timeout_s = timeout_s
         self._caller: Caller = caller or BlockingCaller()
         self._label = label or f"the sidecar at {endpoint}"
+        # A sidecar is fair to its clients, and on a unix socket it sees no difference between them.
+        self._called_by = (("nv-embed-client", f"{socket.gethostname()}:{os.getpid()}"),)
         self._channel = grpc.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
         self._stub = EmbedderStub(self._channel)
 
@@ -263,7 +267,7 @@ class Client:
 
     def _begin(self, method: Any, request: Any, timeout_s: float | None = None) -> "grpc.Future[Any]":
         timeout = self.timeout_s if timeout_s is None else timeout_s
-        return self._caller.begin(lambda: method.future(request, timeout=timeout))
+        return self._caller.begin(lambda: method.future(request, timeout=timeout, metadata=self._called_by))
 
     def _answer(self, answer: "grpc.Future[Any]", start: int = 0) -> Any:
         """The answer to a call, or the table's error; `start` is the position of the call's first text among all."""
@@ -294,7 +298,7 @@ class Client:
             return DeadlineExceeded(
                 f"{self._label} did not answer within {self.timeout_s:g} s", hint=hint or "send fewer texts at a time, or allow more time"
             )
-        if code in ("UNAVAILABLE", "CANCELLED"):
+        if code == "CANCELLED" or (code == "UNAVAILABLE" and not hint):  # gRPC's own; what the sidecar itself says has a hint
             return Unavailable(f"no answer from {self._label}: the connection failed", hint=hint or "is it running? `nv-embed doctor` tells")
         if code == "UNIMPLEMENTED":
             return Unavailable(f"{self._label} does not speak nv_embed.v1", hint="point the endpoint at an nv_embed sidecar")
