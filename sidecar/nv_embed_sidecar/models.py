@@ -19,7 +19,7 @@ from typing import Any
 
 from nv_embed.errors import EmbedError, InvalidInput, UnknownModel
 from nv_embed_sidecar.cards import LLAMA, REVISION_DIGITS, Card, listed, read_card, revision
-from nv_embed_sidecar.engines import Engine
+from nv_embed_sidecar.engines import Engine, OutOfMemory
 from nv_embed_sidecar.engines.fake import WIDTH, FakeEngine, FakeVocabulary
 from nv_embed_sidecar.pooling import MEAN
 from nv_embed_sidecar.registry import LLAMA_V2, MINILM, REGISTRY, Known, known_as
@@ -154,9 +154,13 @@ def _load(name: str, settings: Settings) -> Model:
         return _from_card(card, known, settings)
     except EmbedError:
         raise
+    except OutOfMemory as error:
+        raise InvalidInput(f"the device has no room for the model in {directory}", hint="serve a smaller model, or on a larger device") from error
     except Exception as error:
         log.debug("loading %s failed", directory, exc_info=True)
-        raise UnknownModel(f"the model in {directory} cannot be used: {_one_line(error)}", hint="is the download complete?") from error
+        raise UnknownModel(
+            f"the model in {directory} cannot be used: {_one_line(error)}", hint="is the download complete? The log has more at level DEBUG"
+        ) from error
 
 
 def _fake(settings: Settings) -> Model:
@@ -178,6 +182,11 @@ def _from_card(card: Card, known: Known, settings: Settings) -> Model:
         # In front the begin-of-text token and behind nothing, whatever the template in the tokenizer's file says.
         special = ((int(card.config["bos_token_id"]),), ())
     vocabulary = FileVocabulary(card.directory / "tokenizer.json", lower_case=card.lower_case, special=special)
+    if vocabulary.size > int(card.config.get("vocab_size", vocabulary.size)):
+        raise InvalidInput(
+            f"the tokenizer in {card.directory} has {vocabulary.size} tokens, and the model {card.config['vocab_size']}",
+            hint="whoever wrote a token that the model does not know would break it: use the tokenizer.json that came with the model",
+        )
     tokenizer = TextTokenizer(
         vocabulary, model=known.name, max_tokens=card.max_tokens, query_prompt=card.query_prompt, passage_prompt=card.passage_prompt
     )

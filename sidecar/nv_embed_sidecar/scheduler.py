@@ -105,6 +105,11 @@ class Scheduler:
         with self._changed:
             return self._turns.interactive.texts() + self._turns.bulk.texts()
 
+    def wait_s(self, *, interactive: bool) -> float:
+        """When it is worth asking again, for whom there is no room."""
+        with self._changed:
+            return self._wait_s(self._turns.queue(interactive=interactive))
+
     def check(self, engine: Engine, texts: int, *, interactive: bool, client: str = "") -> None:
         """Refuse a request that would not be taken, before it costs its tokenising.
 
@@ -155,8 +160,11 @@ class Scheduler:
             raise Overloaded(
                 f"{queue.texts()} texts in {len(list(queue))} requests wait already",
                 hint="ask again later; a sidecar on a faster device, or more of them, clears the queue sooner",
-                retry_after_s=min(max(self._turns.wait_s(queue), SHORTEST_RETRY_S), LONGEST_RETRY_S),
+                retry_after_s=self._wait_s(queue),
             )
+
+    def _wait_s(self, queue: Queue) -> float:
+        return min(max(self._turns.wait_s(queue), SHORTEST_RETRY_S), LONGEST_RETRY_S)
 
     def _forget(self, queue: Queue, request: Request) -> None:
         """Take a request that is answered, failed or given up out of its queue."""

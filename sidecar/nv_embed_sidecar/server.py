@@ -88,7 +88,7 @@ class Server:
         self.scheduler = Scheduler(limits, self._set_health, self._failed, batch_tokens=settings.batch_tokens, patience=patience)
         request_limits = RequestLimits(settings.max_request_texts, settings.max_request_bytes, settings.max_text_bytes)
         self._server = grpc.server(futures.ThreadPoolExecutor(settings.rpc_threads, thread_name_prefix="rpc"), options=OPTIONS)
-        add_EmbedderServicer_to_server(Service(models, self.scheduler, request_limits, max_streams=share), self._server)
+        add_EmbedderServicer_to_server(Service(models, self.scheduler, request_limits, max_calls=3 * share, max_streams=share), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         self.addresses = tuple(_listen(self._server, address) for address in settings.listen)

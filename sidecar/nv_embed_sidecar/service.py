@@ -60,17 +60,19 @@ class Service(EmbedderServicer):
     """What answers the calls.
 
     Args:
+        max_calls: calls under way, queries and others each; each holds a thread, and health must always find one.
         max_streams: open `EmbedStream` calls; each holds a thread, and has one that reads ahead, for as long as it is open.
     """
 
-    def __init__(self, models: Models, scheduler: Scheduler, limits: RequestLimits, max_streams: int) -> None:
+    def __init__(self, models: Models, scheduler: Scheduler, limits: RequestLimits, max_calls: int, max_streams: int) -> None:
         self._models = models
         self._scheduler = scheduler
         self._limits = limits
+        self._places = {interactive: threading.BoundedSemaphore(max_calls) for interactive in (False, True)}
         self._streams = threading.BoundedSemaphore(max_streams)
 
     def Embed(self, request: pb.EmbedRequest, context: grpc.ServicerContext) -> pb.EmbedResponse:
-        with _statuses(context):
+        with _statuses(context), self._place(interactive=INTERACTIVE.get(request.priority, False)):
             return self._begin(request, _Caller(context)).wait()
 
     def EmbedStream(self, request_iterator: Iterator[pb.EmbedRequest], context: grpc.ServicerContext) -> Iterator[pb.EmbedResponse]:
@@ -85,14 +87,14 @@ class Service(EmbedderServicer):
                 self._streams.release()
 
     def Tokenize(self, request: pb.TokenizeRequest, context: grpc.ServicerContext) -> pb.TokenizeResponse:
-        with _statuses(context):
+        with _statuses(context), self._place(interactive=False):
             model = self._models.find(request.model)
             self._check_texts(request.texts)
             input_type = _choice("input_type", request.input_type, INPUT_TYPES)
             return pb.TokenizeResponse(tokens=model.tokenizer.count(request.texts, input_type), model=model.name, revision=model.revision)
 
     def Chunk(self, request: pb.ChunkRequest, context: grpc.ServicerContext) -> pb.ChunkResponse:
-        with _statuses(context):
+        with _statuses(context), self._place(interactive=False):
             model = self._models.find(request.model)
             self._check_texts([request.text])
             answer = pb.ChunkResponse(model=model.name, revision=model.revision)
@@ -106,6 +108,18 @@ class Service(EmbedderServicer):
         del request
         with _statuses(context):
             return pb.ListModelsResponse(models=[_described(model) for model in self._models])
+
+    @contextmanager
+    def _place(self, *, interactive: bool) -> Iterator[None]:
+        """One of the calls that may be under way."""
+        place = self._places[interactive]
+        if not place.acquire(blocking=False):
+            wait_s = self._scheduler.wait_s(interactive=interactive)
+            raise Overloaded("too many calls are under way", hint="ask again later, or with more texts in fewer calls", retry_after_s=wait_s)
+        try:
+            yield
+        finally:
+            place.release()
 
     def _begin(self, request: pb.EmbedRequest, caller: "_Caller") -> "_Answer":
         """Check, tokenise and queue a request."""

@@ -16,9 +16,17 @@ OVERRIDES = ("query_prompt", "passage_prompt", "max_tokens", "pooling", "bidirec
 """Settings that are said of one model."""
 
 
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
 def cores() -> int:
     """Cores that this process may use, which in a container can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0))
+    allowed = len(os.sched_getaffinity(0))
+    try:
+        quota, period = CPU_QUOTA.read_text().split()
+        return max(min(allowed, -(-int(quota) // int(period))), 1)
+    except (OSError, ValueError):  # there is none, or it is "max"
+        return allowed
 
 
 class Settings(BaseSettings):

@@ -63,6 +63,9 @@ class FileVocabulary:
         file: the `tokenizer.json`.
         lower_case: put every text into lower case first.
         special: ids in front and behind; as the file's own template has them unless given.
+
+    Attributes:
+        size: ids are below it.
     """
 
     def __init__(self, file: Path, *, lower_case: bool = False, special: tuple[tuple[int, ...], tuple[int, ...]] | None = None) -> None:
@@ -74,6 +77,7 @@ class FileVocabulary:
             own = [self._tokenizer.normalizer] if self._tokenizer.normalizer else []
             self._tokenizer.normalizer = NormalizerSequence([Lowercase(), *own])
         self.prefix, self.suffix = special if special is not None else self._template()
+        self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         found: list[list[int]] = [[] for _ in texts]

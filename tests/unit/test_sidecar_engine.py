@@ -2,8 +2,12 @@
 The parts that torch engines are made of: packing, products, attention, and how a batch is dealt out.
 """
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy
 import pytest
@@ -16,6 +20,7 @@ from nv_embed_sidecar.engines.linear import Fp8Linear, Int8Linear, Linear, OneDn
 from nv_embed_sidecar.engines.packing import Packed, Run, pack, pieces
 from nv_embed_sidecar.engines.torch_device import TorchDevice
 from nv_embed_sidecar.engines.torch_engine import BATCH_S, TorchEngine
+from nv_embed_sidecar.engines.transformers_encoder import TransformersEncoder
 from torch import Tensor
 from torch.nn import functional
 
@@ -247,3 +252,53 @@ def test_a_batch_is_no_larger_than_the_memory_was_found_to_be() -> None:
     engine = TorchEngine(Cramped, "mean", TorchDevice(CPU, "fp32", 1))
     assert engine.capacity.batch_tokens <= engine.capacity.most_tokens <= 300
     assert len(engine.encode([[1] * 100] * (engine.capacity.batch_tokens // 100))) > 0
+
+
+CHOOSE = """
+from nv_embed_sidecar.engines import torch_device
+for precision in ("auto", "bf16", "int8"):
+    try:
+        print(torch_device.choose("cpu", precision, 1).precision)
+    except torch_device.InvalidInput:
+        print("refused")
+"""
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("instructions", "chosen"),
+    [
+        ("AVX2", ["fp32", "refused", "int8"]),  # no half precision at all
+        ("AVX512_CORE", ["fp32", "bf16", "refused"]),  # half precision, slowly; integers overflow in pairs
+    ],
+)
+def test_a_processor_gets_no_precision_that_it_cannot_compute_in(instructions: str, chosen: list[str]) -> None:
+    if not torch.cpu._is_avx512_supported():
+        pytest.skip("this processor cannot play another one")
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions}
+    said = subprocess.run([sys.executable, "-W", "ignore", "-c", CHOOSE], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.split() == chosen
+
+
+def test_a_causal_model_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    from transformers import Qwen2Config, Qwen2Model
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50}
+    Qwen2Model(Qwen2Config(**small)).save_pretrained(tmp_path)
+    with pytest.raises(InvalidInput, match="causal"):
+        TransformersEncoder.load(tmp_path, "qwen2", TorchDevice(CPU, "fp32", 1))
+
+
+@pytest.mark.parametrize("kind", ["mpnet", "distilbert"])
+def test_other_encoders_are_served_by_transformers_with_or_without_its_quicker_attention(tmp_path: Path, kind: str) -> None:
+    from transformers import DistilBertConfig, DistilBertModel, MPNetConfig, MPNetModel
+
+    if kind == "mpnet":
+        small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
+        MPNetModel(MPNetConfig(**small)).save_pretrained(tmp_path)
+    else:
+        DistilBertModel(DistilBertConfig(dim=32, hidden_dim=64, n_layers=2, n_heads=4, vocab_size=50)).save_pretrained(tmp_path)
+    device = TorchDevice(CPU, "fp32", 1)
+    engine = TorchEngine(lambda: TransformersEncoder.load(tmp_path, kind, device), "mean", device)
+    texts = [[5, 6, 7], [8, 9], [5, 6, 8]]
+    assert numpy.allclose(engine.encode(texts), numpy.concatenate([engine.encode([text]) for text in texts]), atol=1e-5)

@@ -473,3 +473,13 @@ def test_the_fake_model_puts_texts_that_share_words_together(dim: int) -> None:
     for query, best in (("who built the first dynamo", 0), ("baking bread: how to bake", 1), ("where rye grows", 2)):
         (asked,) = fake.engine.encode(fake.tokenizer.encode([query], InputType.QUERY, Truncate.NONE))
         assert int((truncate(pooled, dim) @ truncate(asked[None], dim)[0]).argmax()) == best
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) -> None:
+    directory = checkpoints.bert(tmp_path / "bert")
+    file = directory / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.add_tokens(["<unheard-of>"])
+    tokenizer.save(str(file))
+    with pytest.raises(InvalidInput, match="301 tokens, and the model 300"):
+        served(directory)

@@ -21,6 +21,7 @@ ROWS_ON_CPU = 16
 
 TRIAL_WIDTH = 512
 TRIAL_ROUNDS = 5
+TRIAL_ERROR = 0.05
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,29 @@ def choose(device: str, precision: str, threads: int) -> TorchDevice:
             f"there is no {precision} on {chosen.type}, but on {QUANTIZED[precision]}", hint="leave --precision out to have it chosen by the device"
         )
     if precision == "auto":
-        quick = torch.cuda.is_bf16_supported(including_emulation=False) if chosen.type == "cuda" else _is_quicker("bf16", "fp32", threads)
-        precision = "bf16" if quick else "fp32"
-    return TorchDevice(chosen, precision, threads)
+        precision = "bf16" if _prefers_bf16(chosen, threads) else "fp32"
+    here = TorchDevice(chosen, precision, threads)
+    if not can_compute(here):
+        raise InvalidInput(f"this {chosen.type} cannot compute in {precision}", hint="leave --precision out to have it chosen by the device")
+    return here
+
+
+def _prefers_bf16(device: torch.device, threads: int) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return _is_quicker("bf16", "fp32", threads)
+
+
+@torch.inference_mode()
+def can_compute(here: TorchDevice) -> bool:
+    """Whether products come out right: some processors have no instructions for a precision, and some overflow in it without a word."""
+    weight, x = torch.linspace(1.0, 0.7, TRIAL_WIDTH**2).view(TRIAL_WIDTH, -1), torch.linspace(0.7, 1.0, TRIAL_WIDTH**2).view(TRIAL_WIDTH, -1)
+    expected = x @ weight.t()
+    try:
+        found = here.linear(weight)(here.tensor(x)).float().cpu()
+    except RuntimeError:
+        return False
+    return float((found - expected).norm()) < TRIAL_ERROR * float(expected.norm())
 
 
 @torch.inference_mode()
@@ -84,8 +105,9 @@ def _is_quicker(one: str, other: str, threads: int) -> bool:
     seconds = {}
     for precision in (one, other):
         here = TorchDevice(torch.device("cpu"), precision, threads)
+        if not can_compute(here):
+            return precision == other
         product, x = here.linear(torch.ones(TRIAL_WIDTH, TRIAL_WIDTH)), here.tensor(torch.ones(TRIAL_WIDTH, TRIAL_WIDTH))
-        product(x)
         seconds[precision] = min(_seconds(product, x) for _ in range(TRIAL_ROUNDS))
     return seconds[one] < seconds[other]
 

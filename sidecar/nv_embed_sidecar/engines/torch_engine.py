@@ -7,10 +7,12 @@ every product. A text that is too long for that has all cores to itself.
 In:  token ids      Out: pooled vectors, and what the device was measured to do
 """
 
+import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy
@@ -42,6 +44,8 @@ BATCH_S = 0.07
 
 MEMORY_SHARE = 0.5
 """Of the device's free memory, what one batch may use."""
+
+OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "could not create a memory object")
 
 TRIAL_TOKENS = 64
 TRIAL_TEXTS = 16
@@ -78,8 +82,9 @@ class TorchEngine:
         self._pool = POOLINGS[pooling]
         self._device = device
         self._threads = device.threads if device.device.type == "cpu" else 1
-        self._workers = ThreadPoolExecutor(self._threads, thread_name_prefix="engine", initializer=torch.set_num_threads, initargs=(1,))
-        self._model = load()
+        self._workers = ThreadPoolExecutor(self._threads, thread_name_prefix="engine", initializer=_compute_alone)
+        with _memory_errors():
+            self._model = load()
         self.width = self._model.width
         self.device = device.device.type
         self.precision = device.precision
@@ -90,19 +95,17 @@ class TorchEngine:
         return tokens + self._square * tokens * tokens
 
     def encode(self, batch: Sequence[Sequence[int]]) -> Vectors:
-        try:
+        with _memory_errors():
             return self._encode(batch)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise OutOfMemory from error
-        except RuntimeError as error:
-            if "can't allocate memory" in str(error):  # the CPU's allocator has no exception of its own
-                raise OutOfMemory from error
-            raise
 
     def rebuild(self) -> None:
+        del self._model  # there may be no room for two
+        gc.collect()
         if self.device == "cuda":
             torch.cuda.synchronize()  # raises if the context is lost, which only a new process can mend
-        self._model = self._load()
+            torch.cuda.empty_cache()
+        with _memory_errors():
+            self._model = self._load()
 
     @torch.inference_mode()
     def hidden_states(self, ids: Sequence[int]) -> Tensor:
@@ -145,6 +148,24 @@ class TorchEngine:
         packed = pack(batch, self._device.device, self._device.row_multiple)
         vectors: Vectors = self._pool(self._model(packed)[: packed.tokens], packed.bounds).cpu().numpy()
         return vectors
+
+
+def _compute_alone() -> None:
+    torch.get_num_threads()  # a thread that has never asked takes over what another one set last, even after it said otherwise
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Not every allocator has an exception of its own."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory("the device's memory ran out") from error
+    except RuntimeError as error:
+        if any(words in str(error) for words in OUT_OF_MEMORY):
+            raise OutOfMemory("the device's memory ran out") from error
+        raise
 
 
 def measure(engine: TorchEngine, device: TorchDevice) -> Capacity:

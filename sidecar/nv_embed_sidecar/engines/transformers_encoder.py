@@ -15,7 +15,7 @@ from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
 from nv_embed.errors import InvalidInput
-from nv_embed_sidecar.engines.packing import Packed
+from nv_embed_sidecar.engines.packing import Packed, pack
 from nv_embed_sidecar.engines.torch_device import TorchDevice
 
 
@@ -33,16 +33,28 @@ class TransformersEncoder:
     def load(cls, directory: Path, architecture: str, device: TorchDevice) -> "TransformersEncoder":
         transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        try:
-            encoder = AutoModel.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa", dtype=device.dtype
-            )
-        except ValueError as error:
-            raise InvalidInput(
-                f"the architecture '{architecture}' of the model in {directory} is not supported",
-                hint="supported are the encoders that transformers knows without remote code, and bidirectional Llama and Mistral",
-            ) from error
-        return cls(encoder.to(device.device).eval())
+        for attention in ("sdpa", "eager"):  # not every architecture has the quicker one
+            try:
+                encoder = AutoModel.from_pretrained(
+                    directory, local_files_only=True, trust_remote_code=False, use_safetensors=True, attn_implementation=attention, dtype=device.dtype
+                )
+            except ValueError as error:
+                refused = error
+            else:
+                model = cls(encoder.to(device.device).eval())
+                model.check_sees_the_whole_text(device)
+                return model
+        raise InvalidInput(
+            f"the architecture '{architecture}' of the model in {directory} is not supported",
+            hint="supported are the encoders that transformers knows without remote code, and bidirectional Llama and Mistral",
+        ) from refused
+
+    @torch.inference_mode()
+    def check_sees_the_whole_text(self, device: TorchDevice) -> None:
+        """Refuse a causal model: its vectors would be plausible and wrong."""
+        first, other = (self(pack([[1, 2, 3, 1, 2, 3, 1, last]], device.device, 1))[0] for last in (2, 3))
+        if torch.equal(first, other):
+            raise InvalidInput("the model is causal: a token does not see what follows it", hint="serve a model that was trained as an encoder")
 
     def __call__(self, packed: Packed) -> Tensor:
         parts = []
