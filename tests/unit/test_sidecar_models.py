@@ -479,7 +479,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) 
     directory = checkpoints.bert(tmp_path / "bert")
     file = directory / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.add_tokens(["<unheard-of>"])
+    tokenizer.add_tokens([f"<unheard-of {number}>" for number in range(300)])
     tokenizer.save(str(file))
-    with pytest.raises(InvalidInput, match="301 tokens, and the model 300"):
+    with pytest.raises(InvalidInput, match="tokens, and the model 300"):
         served(directory)
