@@ -96,7 +96,9 @@ def main() -> None:
     with shared_folder() as folder:
         about = batch(folder, options.model, options.device, passages)
         with (
-            running_sidecar(folder, "--model", options.model, "--device", options.device) as sidecar,
+            running_sidecar(
+                folder, "--model", options.model, "--device", options.device, "--batch-tokens", str(int(about["batch_tokens"]))
+            ) as sidecar,
             crowd(options.bulk_clients, sidecar.address, passages, False) as bulk,
             crowd(options.query_clients, sidecar.address, queries, True) as flood,
             Client(sidecar.address) as client,
@@ -112,9 +114,9 @@ def main() -> None:
 
 
 def batch(folder: Path, model: str, device: str, passages: Sequence[str]) -> dict[str, Any]:
-    """What the engine says of itself, and the mean cost of a passage."""
+    """What the engine says of itself as the sidecar sets it up, and the mean cost of a passage."""
     sample = random.Random(7).sample(passages, min(256, len(passages)))
-    with Runner("engine", "engine.py", model, "auto", device, folder=folder) as engine:
+    with Runner("engine", "engine.py", model, "auto", device, folder=folder, environment={"OMP_WAIT_POLICY": "PASSIVE"}) as engine:
         engine.take("passages", sample)
         return {**engine.about, "cost": engine.about["cost"] / len(sample)}
 
