@@ -1,10 +1,10 @@
 """
 How long a query waits: on an idle sidecar, and while bulk clients keep it busy.
 
-A real sidecar, clients in processes of their own, real texts. Queries go one after the other: alone; under saturating bulk load with interactive
-priority; and the same without it. Then many clients flood it with queries, and bulk is to keep half of its rate. The phases take turns.
+A real sidecar, clients in processes of their own, real texts. Queries go one after the other, with pauses: alone; under saturating bulk load with
+interactive priority; and the same without it. Then many clients flood it with queries, and bulk is to keep half of its rate. The phases take turns.
 
-    bench/latency.py BEIR_DIR… [--model minilm] [--bulk-clients 4] [--query-clients 8] [--phase-s 10] [--rounds 3]
+    bench/latency.py BEIR_DIR… [--model minilm] [--bulk-clients 4] [--query-clients 8] [--phase-s 15] [--rounds 3]
 """
 
 import argparse
@@ -33,6 +33,7 @@ from nv_embed.client import Client
 
 PAGE_TEXTS = 32
 SETTLE_S = 2.0
+LONGEST_PAUSE_S = 0.2
 PERCENTS = (50, 95, 99)
 # Clients with threads of gRPC must not be forked.
 SPAWN = multiprocessing.get_context("spawn")
@@ -83,7 +84,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--bulk-clients", type=int, default=4)
     parser.add_argument("--query-clients", type=int, default=8)
-    parser.add_argument("--phase-s", type=float, default=10.0)
+    parser.add_argument("--phase-s", type=float, default=15.0)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     if not options.folders:
@@ -167,9 +168,12 @@ def run_round(measured: Measured, client: Client, queries: Sequence[str], bulk: 
 
 def ask_for(client: Client, queries: Sequence[str], seconds: float, interactive: bool) -> list[float]:
     """Seconds of each of some queries, one after the other."""
+    draw = random.Random(7)
     taken = []
     end = time.perf_counter() + seconds
     for query in itertools.cycle(queries):
+        # Without a pause each query would come just when a batch begins, for the one before was answered at the end of a batch.
+        time.sleep(draw.uniform(0, LONGEST_PAUSE_S))
         begun = time.perf_counter()
         if begun > end:
             break
@@ -186,7 +190,7 @@ def report(options: argparse.Namespace, measured: Measured, about: dict[str, Any
     lines = [
         f"# latency, {about['model']} {about['precision']}",
         "",
-        f"One query at a time; bulk load is {options.bulk_clients} clients with pages of {PAGE_TEXTS} passages; {options.rounds} rounds.",
+        f"One query at a time, with pauses; bulk is {options.bulk_clients} clients with pages of {PAGE_TEXTS} passages; {options.rounds} rounds.",
         "",
         table(
             ("a query, ms", *(f"p{percent}" for percent in PERCENTS), "queries"),

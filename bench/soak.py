@@ -113,10 +113,15 @@ class Watched:
         self.threads.append(int(status["Threads"]))
         self.files.append(len(list(Path(f"/proc/{self.pid}/fd").iterdir())))
 
+    def tenths(self) -> list[float]:
+        """Median of the memory in each tenth of the time."""
+        count = len(self.memory)
+        return [statistics.median(self.memory[part * count // 10 : (part + 1) * count // 10]) for part in range(min(10, count))]
+
     def growth(self) -> float:
         """Of the memory, from the first tenth to the last."""
-        tenth = max(len(self.memory) // 10, 1)
-        return statistics.median(self.memory[-tenth:]) / statistics.median(self.memory[:tenth]) - 1
+        tenths = self.tenths()
+        return tenths[-1] / tenths[0] - 1
 
 
 @dataclass(frozen=True)
@@ -422,7 +427,7 @@ def check(outcomes: Sequence[Outcome], around: Around, watched: Watched, precisi
         Check(
             f"memory grew by less than {MOST_GROWTH:.0%}",
             growth <= MOST_GROWTH,
-            f"{growth:+.1%}, between {min(watched.memory):.0f} and {max(watched.memory):.0f} MB;"
+            f"{growth:+.1%}, by tenths of the time {', '.join(f'{megabytes:.0f}' for megabytes in watched.tenths())} MB;"
             f" files {watched.files[0]} to {watched.files[-1]}, threads {watched.threads[0]} to {watched.threads[-1]}",
         ),
         Check(
