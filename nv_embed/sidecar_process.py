@@ -80,15 +80,23 @@ class SidecarProcess:
         self.ready_file.unlink(missing_ok=True)
         listen = [word for address in addresses for word in ("--listen", address)]
         command = [sys.executable, "-m", "nv_embed_sidecar", "--model", model, *listen, "--ready-file", str(self.ready_file), *options]
-        with self.log.open("ab") as log:
-            written = log.tell()
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.ready_file.parent, start_new_session=True)
         try:
+            with self.log.open("ab") as log:
+                written = log.tell()
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.ready_file.parent, start_new_session=True
+                )
             return self._wait_until_ready(process, written)
         except BaseException:
-            process.kill()
-            process.wait()
+            self._kill()
             raise
+
+    def _kill(self) -> None:
+        """End what was started. It is looked up, because Ctrl-C may come before whoever starts it has been told its id."""
+        for pid in self.processes():
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
     def stop(self) -> bool:
         """Stop it, with the calls under way answered first; one that does not end is killed. Returns whether one ran."""
