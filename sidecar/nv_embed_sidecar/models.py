@@ -158,9 +158,7 @@ def _load(name: str, settings: Settings) -> Model:
         raise InvalidInput(f"the device has no room for the model in {directory}", hint="serve a smaller model, or on a larger device") from error
     except Exception as error:
         log.debug("loading %s failed", directory, exc_info=True)
-        raise UnknownModel(
-            f"the model in {directory} cannot be used: {_one_line(error)}", hint="is the download complete? The log has more at level DEBUG"
-        ) from error
+        raise UnknownModel(f"the model in {directory} cannot be used: {_one_line(error)}", hint="is the download complete?") from error
 
 
 def _fake(settings: Settings) -> Model:

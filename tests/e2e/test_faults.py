@@ -62,8 +62,9 @@ def test_a_broken_device_fails_everyone_who_waits_and_serves_again_when_it_is_me
         waiting = [callers.submit(outcome, client, ["some words to be embedded"] * 256) for _ in range(8)]
         fault.write_text("error")
         assert eventually(lambda: client.health() == "NOT_SERVING")
-        with pytest.raises(Unavailable, match="try again"):
+        with pytest.raises(Unavailable, match="being rebuilt") as refused:
             client.embed(["too late"])
+        assert refused.value.retry_after_s is not None
         outcomes = {caller.result(WAIT_S) for caller in waiting}
     assert EngineFailure in outcomes
     assert outcomes <= {EngineFailure, Unavailable, None}

@@ -243,15 +243,15 @@ class Cramped(Doubling):
     """A model on a device that has room for some tokens only."""
 
     def __call__(self, packed: Packed) -> Tensor:
-        if packed.tokens > 300:
+        if packed.tokens > 100:
             raise torch.OutOfMemoryError("no room")
         return super().__call__(packed)
 
 
 def test_a_batch_is_no_larger_than_the_memory_was_found_to_be() -> None:
     engine = TorchEngine(Cramped, "mean", TorchDevice(CPU, "fp32", 1))
-    assert engine.capacity.batch_tokens <= engine.capacity.most_tokens <= 300
-    assert len(engine.encode([[1] * 100] * (engine.capacity.batch_tokens // 100))) > 0
+    assert engine.capacity.batch_tokens <= engine.capacity.most_tokens <= 100
+    assert len(engine.encode([[1] * 32] * (engine.capacity.batch_tokens // 32))) > 0
 
 
 CHOOSE = """

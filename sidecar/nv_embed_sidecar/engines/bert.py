@@ -18,8 +18,6 @@ from nv_embed_sidecar.engines.checkpoint import Checkpoint
 from nv_embed_sidecar.engines.packing import Packed
 from nv_embed_sidecar.engines.torch_device import TorchDevice
 
-MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert")
-
 
 @dataclass(frozen=True)
 class BertConfig:
@@ -62,10 +60,9 @@ class BertConfig:
 
 
 def is_plain(config: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` asks for the arithmetic of this file and no variation of it."""
+    """Whether the `config.json` of a BERT asks for the arithmetic of this file and no variation of it."""
     return (
-        config.get("model_type") in MODEL_TYPES
-        and config.get("hidden_act", "gelu") == "gelu"
+        config.get("hidden_act", "gelu") == "gelu"
         and config.get("position_embedding_type", "absolute") == "absolute"
         and not config.get("is_decoder")
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 ROWS = 256
+"""Of a product that is computed at a time."""
 
 SMALLEST = 1e-12
 """The least range that is scaled up: a row of zeros has none."""

@@ -7,7 +7,7 @@ In:  a model's card, the operator's settings      Out: its engine
 from pathlib import Path
 
 from nv_embed.errors import InvalidInput
-from nv_embed_sidecar.cards import DECODERS, Card, weights
+from nv_embed_sidecar.cards import BERT, DECODERS, Card, weights
 from nv_embed_sidecar.engines import Engine, bert, checkpoint, torch_device
 from nv_embed_sidecar.engines.bert import Bert, BertConfig
 from nv_embed_sidecar.engines.llama import Llama, LlamaConfig
@@ -30,7 +30,7 @@ def load(card: Card, settings: Settings) -> Engine:
 
 
 def _model(card: Card, device: TorchDevice) -> Model:
-    if card.architecture in DECODERS or bert.is_plain(card.config):
+    if card.architecture in DECODERS or (card.architecture == BERT and bert.is_plain(card.config)):
         with checkpoint.opened(weights(card.directory)) as opened:
             model = _own(card, opened, device)
             opened.finish()

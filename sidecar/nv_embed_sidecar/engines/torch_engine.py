@@ -89,7 +89,7 @@ class TorchEngine:
         self.device = device.device.type
         self.precision = device.precision
         self._square = self._model.attention_work / self._model.linear_work * ATTENTION_PENALTY[self.device]
-        self.capacity = measure(self, device)
+        self.capacity = measure(self)
 
     def cost(self, tokens: int) -> float:
         return tokens + self._square * tokens * tokens
@@ -115,33 +115,30 @@ class TorchEngine:
     def _encode(self, batch: Sequence[Sequence[int]]) -> Vectors:
         lengths = [len(ids) for ids in batch]
         vectors = numpy.empty((len(batch), self.width), dtype=numpy.float32)
-        parts = self._parts(lengths)
-        if self._threads > 1 and self._is_even(lengths, parts):
-            computed = self._workers.map(self._compute, [[batch[position] for position in part] for part in parts])
+        threads = self._useful_threads(sum(lengths))
+        parts = self._parts(lengths, threads)
+        texts = [[batch[position] for position in part] for part in parts]
+        if threads > 1 and self._is_even(lengths, parts, threads):
+            computed = self._workers.map(self._compute, texts)
         else:
-            torch.set_num_threads(self._team(sum(lengths)))
-            computed = map(self._compute, [[batch[position] for position in part] for part in parts])
+            torch.set_num_threads(threads)
+            computed = map(self._compute, texts)
         for part, of_part in zip(parts, computed, strict=True):
             vectors[part] = of_part
         return vectors
 
-    def _parts(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Positions of the texts that are computed together."""
-        if self.device != "cpu":
-            return pieces(lengths, 1, self.cost)
-        tokens = sum(lengths)
-        if tokens * self._model.linear_work <= ONE_CORE_WORK:
-            return pieces(lengths, 1, self.cost)
-        rounds = -(-tokens // (PIECE_TOKENS * self._threads))
-        return pieces(lengths, rounds * self._threads, self.cost)
+    def _useful_threads(self, tokens: int) -> int:
+        return 1 if tokens * self._model.linear_work <= ONE_CORE_WORK else self._threads
 
-    def _is_even(self, lengths: Sequence[int], parts: Sequence[Sequence[int]]) -> bool:
+    def _parts(self, lengths: Sequence[int], threads: int) -> list[list[int]]:
+        """Positions of the texts that are computed together: on a GPU all, on the CPU as many as a core's cache is good for."""
+        rounds = -(-sum(lengths) // (PIECE_TOKENS * threads)) if self.device == "cpu" else 1
+        return pieces(lengths, rounds * threads, self.cost)
+
+    def _is_even(self, lengths: Sequence[int], parts: Sequence[Sequence[int]], threads: int) -> bool:
         """Whether the threads would be done at about the same time."""
         costs = [sum(self.cost(lengths[position]) for position in part) for part in parts]
-        return max(costs) * self._threads <= UNEVEN * sum(costs)
-
-    def _team(self, tokens: int) -> int:
-        return 1 if tokens * self._model.linear_work <= ONE_CORE_WORK else self._threads
+        return max(costs) * threads <= UNEVEN * sum(costs)
 
     @torch.inference_mode()
     def _compute(self, batch: Sequence[Sequence[int]]) -> Vectors:
@@ -168,10 +165,10 @@ def _memory_errors() -> Iterator[None]:
         raise
 
 
-def measure(engine: TorchEngine, device: TorchDevice) -> Capacity:
+def measure(engine: TorchEngine) -> Capacity:
     """How fast an engine is, and how much a batch should hold: as much as it does in `BATCH_S`, if its memory allows."""
     rate, most = _rate(engine)
-    if device.device.type == "cuda":
+    if engine.device == "cuda":
         most = min(most, _fitting_tokens(engine))
     tokens = max(min(int(rate * BATCH_S), most), TRIAL_TOKENS)
     log.info("measured %.0f tokens/s, batches of %d tokens", rate, tokens)
