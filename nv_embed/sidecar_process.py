@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,23 +80,19 @@ class SidecarProcess:
         self.ready_file.unlink(missing_ok=True)
         listen = [word for address in addresses for word in ("--listen", address)]
         command = [sys.executable, "-m", "nv_embed_sidecar", "--model", model, *listen, "--ready-file", str(self.ready_file), *options]
+        process: subprocess.Popen[bytes] | None = None
         try:
-            with self.log.open("ab") as log:
+            with self.log.open("ab") as log, _uninterrupted():
                 written = log.tell()
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.ready_file.parent, start_new_session=True
                 )
             return self._wait_until_ready(process, written)
         except BaseException:
-            self._kill()
+            if process is not None:
+                process.kill()
+                process.wait()
             raise
-
-    def _kill(self) -> None:
-        """End what was started. It is looked up, because Ctrl-C may come before whoever starts it has been told its id."""
-        for pid in self.processes():
-            with suppress(ProcessLookupError, ChildProcessError):
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
 
     def stop(self) -> bool:
         """Stop it, with the calls under way answered first; one that does not end is killed. Returns whether one ran."""
@@ -168,3 +164,16 @@ def _command_line(pid: int) -> list[str]:
 
 def _names(command: list[str], ready_file: Path) -> bool:
     return "nv_embed_sidecar" in command and "--ready-file" in command[:-1] and command[command.index("--ready-file") + 1] == str(ready_file)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits for what is done inside: a process must not have begun without its id being known."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if heard:
+        raise KeyboardInterrupt
