@@ -26,7 +26,7 @@ candidate_version() { apt-cache policy "$1" 2>/dev/null | sed -n 's/^ *Candidate
 
 needed_packages() {
   local major=$1
-  echo "postgresql-$major" "postgresql-plpython3-$major" "postgresql-server-dev-$major" gcc libc6-dev make dpkg-dev ca-certificates
+  echo "postgresql-$major" "postgresql-plpython3-$major" "postgresql-server-dev-$major" gcc g++ libc6-dev make dpkg-dev ca-certificates
   [ "$python" != /usr/bin/python3 ] || echo python3-venv
   [ "$(torch_source)" != debian ] || echo python3-torch libopenblas0-pthread  # with the reference BLAS it is some fifteen times slower
   if packaged_pgvector_serves "$major"; then echo "postgresql-$major-pgvector"; fi

@@ -6,11 +6,11 @@
 
 readonly venv=.venv
 
-# All that decides what is in it. Of pyproject.toml, what pip reads.
+# All that decides what is in it. Of pyproject.toml, what pip reads; the kernels, which it compiles.
 venv_contents() {
   "$python" -VV
   "$python" -c 'import tomllib; whole = tomllib.load(open("pyproject.toml", "rb")); print(whole["build-system"], whole["project"], whole["tool"]["setuptools"])'
-  cat constraints.txt setup/venv.sh setup/torch.sh
+  cat constraints.txt setup/venv.sh setup/torch.sh sidecar/native/*
 }
 
 venv_is_current() {
@@ -30,7 +30,9 @@ make_venv() {
   install_torch
   grep -v '^torch==' constraints.txt >"$venv/.requirements"
   pip install --no-deps --prefer-binary -r "$venv/.requirements" || fail "the Python packages could not be installed" "All of what pip said: $log_dir/venv.log"
+  rm -f sidecar/nv_embed_sidecar/engines/_kernels*.so
   pip install --no-deps --no-build-isolation -e . || fail "nv_embed itself could not be installed into $venv"
+  compgen -G 'sidecar/nv_embed_sidecar/engines/_kernels*.so' >/dev/null || warn "the sidecar's own kernels could not be compiled, so it uses PyTorch's; see $log_dir/venv.log"
   venv_contents | sha256sum >"$venv/.contents"
   say "$venv is ready: $("$venv/bin/python" -V), torch $("$venv/bin/python" -c 'import importlib.metadata as m; print(m.version("torch"))')"
 }

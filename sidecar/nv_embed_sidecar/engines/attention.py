@@ -1,8 +1,8 @@
 """
 Attention of every token to every other token of its text, and to no other text's.
 
-On a GPU one kernel takes the packed rows as they are. On the CPU each run of texts of one length is a rectangle: short ones in half precision go
-through two matrix products, whose scores fit the cache, others through the kernel that never holds all scores.
+One kernel takes the packed rows as they are, on a GPU and, in half precision, on a CPU that has the instructions. Elsewhere each run of texts of one
+length is a rectangle for the library's own.
 
 In:  queries, keys and values of packed rows      Out: what each row attended to
 """
@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nv_embed_sidecar.engines import kernels
 from nv_embed_sidecar.engines.packing import Packed, Run
 
-SHORT = 512
-SCORES = 1 << 20
-"""Scores of one pair of matrix products, unless one text alone has more: in half precision they then fit a core's own cache."""
 MOST_TEXTS = 32
-LENGTHS = 32
+"""Of one length, that the library's kernel gets at a time."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +44,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packed: Packed, heads: Hea
     """
     if query.is_cuda and query.dtype != torch.float32:
         return _attend_varlen(query, key, value, packed, heads)
+    if kernels.serve(query):
+        return kernels.attend(query, key, value, packed.bounds)
     attended = query.new_zeros(query.shape)
     for run in packed.runs:
-        by_products = query.dtype == torch.bfloat16 and run.length <= SHORT
-        for part in run.split(_most_texts(run.length, heads) if by_products else MOST_TEXTS):
+        for part in run.split(MOST_TEXTS):
             rows = slice(part.start, part.start + part.texts * part.length)
-            parts = query[rows], key[rows], value[rows]
-            attended[rows] = _by_products(*parts, part, heads) if by_products else _by_tiles(*parts, part, heads)
+            attended[rows] = _by_tiles(query[rows], key[rows], value[rows], part, heads)
     return attended.view(packed.rows, -1)
-
-
-def _most_texts(length: int, heads: Heads) -> int:
-    return min(max(SCORES // (heads.query * length * length), 1), MOST_TEXTS)
 
 
 def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, packed: Packed, heads: Heads) -> Tensor:
@@ -77,24 +71,6 @@ def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, packed: Packed, he
     )
     assert isinstance(attended, Tensor)
     return attended.view(packed.rows, -1)
-
-
-def _by_products(query: Tensor, key: Tensor, value: Tensor, run: Run, heads: Heads) -> Tensor:
-    """Two matrix products with all scores between them; heads that share a key are rows of one product.
-
-    Lengths are filled up to a multiple of `LENGTHS`, because each shape that oneDNN meets costs some half a megabyte for good.
-    """
-    n, length, width = run.texts, run.length, heads.width
-    filled = -(-length // LENGTHS) * LENGTHS
-    q = query.new_zeros(n, heads.kv, heads.group, filled, width)
-    k, v = query.new_zeros(n, heads.kv, width, filled), query.new_zeros(n, heads.kv, filled, width)
-    q[:, :, :, :length] = query.view(n, length, heads.kv, heads.group, width).permute(0, 2, 3, 1, 4)
-    k[:, :, :, :length] = key.view(n, length, heads.kv, width).permute(0, 2, 3, 1)
-    v[:, :, :length] = value.view(n, length, heads.kv, width).transpose(1, 2)
-    scores = torch.bmm(q.view(n * heads.kv, heads.group * filled, width), k.view(n * heads.kv, width, filled))
-    scores[:, :, length:] = -torch.inf
-    attended = torch.bmm(scores.softmax(-1), v.view(n * heads.kv, filled, width)).view(n, heads.kv, heads.group, filled, width)
-    return attended[:, :, :, :length].permute(0, 3, 1, 2, 4).reshape(n * length, heads.query, width)
 
 
 def _by_tiles(query: Tensor, key: Tensor, value: Tensor, run: Run, heads: Heads) -> Tensor:

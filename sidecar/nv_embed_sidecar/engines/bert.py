@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nv_embed_sidecar.engines import kernels
 from nv_embed_sidecar.engines.attention import Heads, attend
 from nv_embed_sidecar.engines.checkpoint import Checkpoint
+from nv_embed_sidecar.engines.linear import CompiledLinear
 from nv_embed_sidecar.engines.packing import Packed
 from nv_embed_sidecar.engines.torch_device import TorchDevice
 
@@ -70,10 +72,13 @@ def is_plain(config: Mapping[str, Any]) -> bool:
 
 class LayerNorm:
     def __init__(self, name: str, config: BertConfig, checkpoint: Checkpoint, device: TorchDevice) -> None:
-        self._weight, self._bias = (device.tensor(checkpoint.take(f"{name}.{part}", config.width)) for part in ("weight", "bias"))
-        self._eps = config.norm_eps
+        weight, bias = (checkpoint.take(f"{name}.{part}", config.width) for part in ("weight", "bias"))
+        self._weight, self._bias, self._eps = device.tensor(weight), device.tensor(bias), config.norm_eps
+        self.compiled = kernels.Norm(weight.float().clone(), bias.float().clone(), self._eps) if device.compiled else None
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.compiled is not None:
+            return self.compiled(x)
         return functional.layer_norm(x, self._weight.shape, self._weight, self._bias, self._eps)
 
 
@@ -98,6 +103,12 @@ class Layer:
         self._down = device.linear(*dense("output.dense", width, intermediate))
         self._norm_after_mlp = LayerNorm(f"{name}output.LayerNorm", config, checkpoint, device)
 
+    def compiled(self) -> kernels.Layer:
+        """The layer as the compiled kernels take it, on a device that has them."""
+        qkv, out, up, down = (product.weight for product in (self._qkv, self._out, self._up, self._down) if isinstance(product, CompiledLinear))
+        after_attention, after_mlp = (norm.compiled for norm in (self._norm_after_attention, self._norm_after_mlp) if norm.compiled is not None)
+        return kernels.Layer(qkv, out, up, down, after_attention, after_mlp)
+
     def __call__(self, x: Tensor, packed: Packed) -> Tensor:
         query, key, value = self._qkv(x).view(packed.rows, 3, self._heads.query, self._heads.width).unbind(1)
         x = self._norm_after_attention(self._out.plus(attend(query, key, value, packed, self._heads), x))
@@ -119,10 +130,13 @@ class Bert:
         self._words = device.tensor(checkpoint.take("embeddings.word_embeddings.weight", config.vocabulary, config.width))
         self._norm = LayerNorm("embeddings.LayerNorm", config, checkpoint, device)
         self._layers = [Layer(config, number, checkpoint, device) for number in range(config.layers)]
+        self._stack = kernels.Stack([layer.compiled() for layer in self._layers], config.heads.query, config.heads.width) if device.compiled else None
 
     def __call__(self, packed: Packed) -> Tensor:
         """Hidden states after the last layer, [rows, width]."""
         x = self._norm(functional.embedding(packed.ids, self._words) + functional.embedding(packed.positions, self._positions))
+        if self._stack is not None and torch.get_num_threads() == 1:
+            return self._stack(x, packed.bounds)
         for layer in self._layers:
             x = layer(x, packed)
         return x

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nv_embed_sidecar.engines import kernels
+
 ROWS = 256
 """Of a product that is computed at a time."""
 
@@ -57,6 +59,28 @@ class PlainLinear:
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
         return self(x) * other
+
+
+class CompiledLinear:
+    """Our own kernels' product, for the CPU in half precision."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight = kernels.Weight(weight, bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.weight.product(x, kernels.PLAIN)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        return self.weight.product(x, kernels.GELU)
+
+    def silu(self, x: Tensor) -> Tensor:
+        return self.weight.product(x, kernels.SILU)
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        return self.weight.product(x, kernels.PLUS, other)
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        return self.weight.product(x, kernels.TIMES, other)
 
 
 class OneDnnLinear:

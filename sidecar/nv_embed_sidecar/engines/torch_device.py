@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from nv_embed.errors import InvalidInput
-from nv_embed_sidecar.engines.linear import Fp8Linear, Int8Linear, Linear, OneDnnLinear, PlainLinear, has_onednn
+from nv_embed_sidecar.engines import kernels
+from nv_embed_sidecar.engines.linear import ROWS, CompiledLinear, Fp8Linear, Int8Linear, Linear, OneDnnLinear, PlainLinear, has_onednn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 QUANTIZED = {"int8": "cpu", "fp8": "cuda"}
 """Precisions of the products alone, and the device whose units they are for; all else is in half precision."""
 ROWS_ON_CPU = 16
 """Rows of a packed batch are filled up to a multiple of it: oneDNN makes a kernel for each number of rows, and a single row is another's work."""
+
+COMPILED_PIECE_TOKENS = 2048
 
 TRIAL_WIDTH = 512
 TRIAL_ROUNDS = 5
@@ -37,8 +40,18 @@ class TorchDevice:
         return DTYPES.get(self.precision, torch.bfloat16)
 
     @property
+    def compiled(self) -> bool:
+        """Whether our own kernels compute everything here."""
+        return self.device.type == "cpu" and self.precision == "bf16" and kernels.level() != kernels.NONE
+
+    @property
     def row_multiple(self) -> int:
-        return ROWS_ON_CPU if self.device.type == "cpu" else 1
+        return ROWS_ON_CPU if self.device.type == "cpu" and not self.compiled else 1
+
+    @property
+    def piece_tokens(self) -> int:
+        """Tokens that one core computes at a time: few enough to stay in its cache, and many enough for the weights that pass by."""
+        return COMPILED_PIECE_TOKENS if self.compiled else ROWS
 
     def tensor(self, stored: Tensor) -> Tensor:
         """A tensor of a checkpoint, copied here: one mapped from a file is not aligned, which is slower and changes the last digits."""
@@ -50,8 +63,8 @@ class TorchDevice:
         if self.precision in QUANTIZED:
             quantized = Int8Linear if self.precision == "int8" else Fp8Linear
             return quantized(weight.to(self.device), moved)
-        chosen = OneDnnLinear if self.device.type == "cpu" and has_onednn() else PlainLinear
-        return chosen(self.tensor(weight), moved)
+        unquantized = CompiledLinear if self.compiled else OneDnnLinear if self.device.type == "cpu" and has_onednn() else PlainLinear
+        return unquantized(self.tensor(weight), moved)
 
 
 def has_gpu() -> bool:

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from nv_embed_sidecar.engines import Capacity, OutOfMemory, Vectors
-from nv_embed_sidecar.engines.linear import ROWS
 from nv_embed_sidecar.engines.packing import Packed, pack, pieces
 from nv_embed_sidecar.engines.torch_device import TorchDevice
 from nv_embed_sidecar.pooling import POOLINGS
@@ -29,9 +28,6 @@ log = logging.getLogger(__name__)
 
 ONE_CORE_WORK = 1e9
 """Operations up to which one core is quicker than several: they lose more by waiting for each other than they gain."""
-
-PIECE_TOKENS = ROWS
-"""Rows that one thread computes at a time: as many as the products need to be quick, and few enough to stay in the core's cache."""
 
 UNEVEN = 1.5
 """How much longer than the others a thread may take before the batch is better computed by all threads together."""
@@ -131,8 +127,8 @@ class TorchEngine:
         return 1 if tokens * self._model.linear_work <= ONE_CORE_WORK else self._threads
 
     def _parts(self, lengths: Sequence[int], threads: int) -> list[list[int]]:
-        """Positions of the texts that are computed together: on a GPU all, on the CPU as many as a core's cache is good for."""
-        rounds = -(-sum(lengths) // (PIECE_TOKENS * threads)) if self.device == "cpu" else 1
+        """Positions of the texts that are computed together: on a GPU all, on the CPU as many as one core is good for."""
+        rounds = -(-sum(lengths) // (self._device.piece_tokens * threads)) if self.device == "cpu" else 1
         return pieces(lengths, rounds * threads, self.cost)
 
     def _is_even(self, lengths: Sequence[int], parts: Sequence[Sequence[int]], threads: int) -> bool:
