@@ -10,8 +10,10 @@ In:  a device, a precision, a model's shapes      Out: operations a second
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from nv_embed_sidecar.engines import kernels
 from torch import Tensor
 from torch.nn import functional
 
@@ -82,6 +84,8 @@ def _forms(device: str, precision: str, rows: int, width: int, height: int) -> I
     if device == "cpu" and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
         yield Gemm("oneDNN, weight laid out", rows, width, height, lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], ""), x)
+    if kernels.serve(x):
+        yield Gemm("this engine", rows, width, height, partial(kernels.Weight(weight, None).product, finish=kernels.PLAIN), x)
 
 
 def _int8_forms(rows: int, width: int, height: int) -> Iterator[Gemm]:

@@ -23,6 +23,7 @@ from nv_embed.errors import InvalidInput
 
 NONE, AVX512, AMX = range(3)
 LEVELS = ("none", "avx512", "amx")
+NAMES = ("none", "AVX-512 BF16", "AMX")
 PLAIN, GELU, SILU, PLUS, TIMES = range(5)
 
 BLOCK = 32

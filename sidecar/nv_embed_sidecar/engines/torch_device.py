@@ -45,6 +45,11 @@ class TorchDevice:
         return self.device.type == "cpu" and self.precision == "bf16" and kernels.level() != kernels.NONE
 
     @property
+    def kernels(self) -> str:
+        """Whose kernels they are, for people."""
+        return kernels.NAMES[kernels.level()] if self.compiled else "PyTorch"
+
+    @property
     def row_multiple(self) -> int:
         return ROWS_ON_CPU if self.device.type == "cpu" and not self.compiled else 1
 

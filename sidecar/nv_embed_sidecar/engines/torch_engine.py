@@ -86,6 +86,7 @@ class TorchEngine:
         self.precision = device.precision
         self._square = self._model.attention_work / self._model.linear_work * ATTENTION_PENALTY[self.device]
         self.capacity = measure(self)
+        log.info("measured %.0f tokens/s by %s, batches of %d tokens", self.capacity.tokens_per_s, device.kernels, self.capacity.batch_tokens)
 
     def cost(self, tokens: int) -> float:
         return tokens + self._square * tokens * tokens
@@ -167,7 +168,6 @@ def measure(engine: TorchEngine) -> Capacity:
     if engine.device == "cuda":
         most = min(most, _fitting_tokens(engine))
     tokens = max(min(int(rate * BATCH_S), most), TRIAL_TOKENS)
-    log.info("measured %.0f tokens/s, batches of %d tokens", rate, tokens)
     return Capacity(tokens_per_s=rate, batch_tokens=tokens, most_tokens=max(most, tokens))
 
 
