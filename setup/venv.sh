@@ -11,6 +11,7 @@ venv_contents() {
   "$python" -VV
   "$python" -c 'import tomllib; whole = tomllib.load(open("pyproject.toml", "rb")); print(whole["build-system"], whole["project"], whole["tool"]["setuptools"])'
   cat constraints.txt setup/venv.sh setup/torch.sh sidecar/native/*
+  command -v g++ || true
 }
 
 venv_is_current() {

@@ -1,12 +1,12 @@
 // Attention of every token of a text to every token of it.
 //
-// For 32 queries at a time all scores are held, the softmax is taken, and the values are summed: no length needs more memory than 32 rows of it.
+// A head at a time, its keys and values are packed; then for 32 queries at a time all scores are held, the softmax is taken, and the values are summed.
 #pragma once
 
 #include "packing.h"
 
 struct Heads {
-  long shared, group, width;  // `group` query heads read each of `shared` key and value heads
+  long kv, group, width;  // `group` query heads read each of `kv` key and value heads
 };
 
 // Rows of heads side by side, `stride` apart.
@@ -26,7 +26,7 @@ class Attention {
                   Matrix<bf16> out) {
     for (long text = 0; text < texts; text++) {
       const long first = bounds[text], length = bounds[text + 1] - first;
-      for (long head = 0; head < heads.shared; head++) {
+      for (long head = 0; head < heads.kv; head++) {
         const long column = head * heads.width;
         pack({key.at(first, column), key.stride}, {value.at(first, column), value.stride}, length, heads.width);
         for (long each = head * heads.group; each < (head + 1) * heads.group; each++)

@@ -8,17 +8,21 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <exception>
+#include <new>
 
-// Asked before anything else of this file runs, and so without the instructions of the others. 0: none will do, 1: AVX-512 BF16, 2: AMX.
-extern "C" int nv_embed_level() {
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+// Changed with whatever is exported here, so that a library of another day is not called.
+EXPORTED long nv_embed_version() { return 1; }
+
+// Asked before anything else of this file runs, and so without the instructions of the others. 0: none will do, 1: AVX-512 BF16, 2: AMX; `most` at most.
+EXPORTED int nv_embed_level(int most) {
   constexpr long RequestPermission = 0x1023, TileData = 18;
   __builtin_cpu_init();
   const bool vectors = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                        __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("fma");
-  if (!vectors) return 0;
-  const bool tiles = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16");
+  if (!vectors || most < 1) return 0;
+  const bool tiles = most > 1 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16");
   return tiles && syscall(SYS_arch_prctl, RequestPermission, TileData) == 0 ? 2 : 1;
 }
 
@@ -28,7 +32,7 @@ extern "C" int nv_embed_level() {
 
 namespace {
 
-enum Finishes { plain, gelu, silu_, plus, times };
+enum class Finish { Plain, Gelu, Silu, Plus, Times };
 
 const Gelu& fitted_gelu() {
   static const Gelu fitted;
@@ -36,15 +40,15 @@ const Gelu& fitted_gelu() {
 }
 
 template <class Device>
-void linear(const Weight& weight, const bf16* x, long stride, long rows, int finish, const bf16* other, bf16* out) {
+void linear(const Weight& weight, long first, long end, const bf16* x, long stride, long rows, Finish finish, const bf16* other, bf16* out) {
   thread_local Linear product;
-  const Device device;
+  const auto compute = [&](const auto& become) { product(Device(), weight, first, end, x, stride, rows, become, other, out); };
   switch (finish) {
-    case plain: return product(device, weight, x, stride, rows, Plain(), other, out);
-    case gelu: return product(device, weight, x, stride, rows, WithGelu{fitted_gelu()}, other, out);
-    case silu_: return product(device, weight, x, stride, rows, WithSilu(), other, out);
-    case plus: return product(device, weight, x, stride, rows, Plus(), other, out);
-    default: return product(device, weight, x, stride, rows, Times(), other, out);
+    case Finish::Plain: return compute(Plain());
+    case Finish::Gelu: return compute(WithGelu{fitted_gelu()});
+    case Finish::Silu: return compute(WithSilu());
+    case Finish::Plus: return compute(Plus());
+    case Finish::Times: return compute(Times());
   }
 }
 
@@ -72,39 +76,39 @@ int guarded(const Work& work) {
 
 }  // namespace
 
-extern "C" {
+EXPORTED long nv_embed_packed_size(long columns, long width) { return blocks_of(columns, Columns) * blocks_of(width, Depth) * RightBlock; }
 
-long nv_embed_packed_size(long columns, long width) { return blocks_of(columns, Columns) * blocks_of(width, Depth) * RightBlock; }
+// Columns that are computed together; a weight's bias is filled up to a multiple of them.
+EXPORTED long nv_embed_panel() { return Columns; }
 
 // weight: [columns, width].
-void nv_embed_pack(const bf16* weight, long columns, long width, bf16* packed) {
+EXPORTED void nv_embed_pack(const bf16* weight, long columns, long width, bf16* packed) {
   for (long column = 0; column < columns; column += Columns, packed += blocks_of(width, Depth) * RightBlock)
     pack_right_from_rows(weight + column * width, width, columns - column, width, packed);
 }
 
-int nv_embed_linear(int level, const bf16* packed, const float* bias, long columns, long width, const bf16* x, long stride, long rows, int finish, const bf16* other,
-                    bf16* out) {
-  return guarded([&] { (level == 2 ? linear<Amx> : linear<Avx512>)({packed, bias, width, columns}, x, stride, rows, finish, other, out); });
+EXPORTED int nv_embed_linear(int level, const Weight* weight, long first, long end, const bf16* x, long stride, long rows, int finish, const bf16* other, bf16* out) {
+  return guarded([&] { (level == 2 ? linear<Amx> : linear<Avx512>)(*weight, first, end, x, stride, rows, static_cast<Finish>(finish), other, out); });
 }
 
-int nv_embed_attend(int level, const bf16* query, long query_stride, const bf16* key, long key_stride, const bf16* value, long value_stride, long shared, long group,
-                    long width, const int32_t* bounds, long texts, bf16* out, long out_stride) {
+EXPORTED int nv_embed_attend(int level, const bf16* query, long query_stride, const bf16* key, long key_stride, const bf16* value, long value_stride, long kv, long group,
+                             long width, const int32_t* bounds, long texts, bf16* out, long out_stride) {
   return guarded([&] {
-    (level == 2 ? attend<Amx> : attend<Avx512>)({query, query_stride}, {key, key_stride}, {value, value_stride}, {shared, group, width}, bounds, texts, {out, out_stride});
+    (level == 2 ? attend<Amx> : attend<Avx512>)({query, query_stride}, {key, key_stride}, {value, value_stride}, {kv, group, width}, bounds, texts, {out, out_stride});
   });
 }
 
-int nv_embed_stack(int level, const Layer* layers, long count, long heads, long width, bf16* x, long rows, const int32_t* bounds, long texts) {
+EXPORTED int nv_embed_stack(int level, const Layer* layers, long count, long heads, long width, bf16* x, long rows, const int32_t* bounds, long texts) {
   return guarded([&] { (level == 2 ? stack<Amx> : stack<Avx512>)(layers, count, {heads, 1, width}, x, rows, bounds, texts); });
 }
 
-void nv_embed_layer_norm(const bf16* x, long rows, long width, const float* weight, const float* bias, float eps, bf16* out) {
-  layer_norm(x, rows, width, weight, bias, eps, out);
-}
+EXPORTED void nv_embed_layer_norm(const Norm* norm, const bf16* x, long rows, long width, bf16* out) {
+  layer_norm(x, rows, width, norm->weight, norm->bias, norm->eps, out);
 }
 
 #else
 
-extern "C" int nv_embed_level() { return 0; }
+extern "C" long nv_embed_version() { return 1; }
+extern "C" int nv_embed_level(int) { return 0; }
 
 #endif

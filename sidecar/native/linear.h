@@ -1,8 +1,6 @@
 // x * weight^T + bias, and what follows it in the models, on the way from the sums to memory.
 #pragma once
 
-#include <algorithm>
-
 #include "packing.h"
 
 // A part of a weight that stays in a core's second cache while all rows go by it, and so many of the inner components that 32 rows stay in the first.
@@ -18,26 +16,26 @@ struct Weight {
   const bf16* panel(long number) const { return packed + number * blocks() * RightBlock; }
 };
 
-// What becomes of a sum; `beside` is the same place of another matrix.
+// What becomes of a sum; `other` is the same place of another matrix, if it `reads_other`.
 struct Plain {
-  static constexpr bool beside = false;
+  static constexpr bool reads_other = false;
   __m512 operator()(__m512 sum, __m512) const { return sum; }
 };
 struct WithGelu {
-  static constexpr bool beside = false;
+  static constexpr bool reads_other = false;
   __m512 operator()(__m512 sum, __m512) const { return gelu(sum); }
   const Gelu& gelu;
 };
 struct WithSilu {
-  static constexpr bool beside = false;
+  static constexpr bool reads_other = false;
   __m512 operator()(__m512 sum, __m512) const { return silu(sum); }
 };
 struct Plus {
-  static constexpr bool beside = true;
+  static constexpr bool reads_other = true;
   __m512 operator()(__m512 sum, __m512 other) const { return _mm512_add_ps(sum, other); }
 };
 struct Times {
-  static constexpr bool beside = true;
+  static constexpr bool reads_other = true;
   __m512 operator()(__m512 sum, __m512 other) const { return _mm512_mul_ps(sum, other); }
 };
 
@@ -66,13 +64,13 @@ class Finishing {
  private:
   void finish() {
     const long left = weight_.columns - column_, place = row_ * weight_.columns + column_;
-    __m512 beside_low = bias_low_, beside_high = bias_high_;
-    if (Finish::beside) {
-      beside_low = load16(other_ + place, first16(left));
-      beside_high = load16(other_ + place + Tile, first16(left - Tile));
+    __m512 other_low = bias_low_, other_high = bias_high_;
+    if (Finish::reads_other) {
+      other_low = load16(other_ + place, first16(left));
+      other_high = load16(other_ + place + Tile, first16(left - Tile));
     }
-    const __m512 low = become_(_mm512_add_ps(_mm512_load_ps(sums_ + row_ * Columns), bias_low_), beside_low);
-    const __m512 high = become_(_mm512_add_ps(_mm512_load_ps(sums_ + row_ * Columns + Tile), bias_high_), beside_high);
+    const __m512 low = become_(_mm512_add_ps(_mm512_load_ps(sums_ + row_ * Columns), bias_low_), other_low);
+    const __m512 high = become_(_mm512_add_ps(_mm512_load_ps(sums_ + row_ * Columns + Tile), bias_high_), other_high);
     _mm512_mask_storeu_epi16(out_ + place, first32(left), narrow(low, high));
   }
 
@@ -88,16 +86,16 @@ class Finishing {
 
 class Linear {
  public:
-  // x: [rows of `stride`, width]; out and other: [rows, columns].
+  // x: [rows of `stride`, width]; out and other: [rows, columns], of which panels [first, end) are computed.
   template <class Device, class Finish>
-  void operator()(const Device& device, const Weight& weight, const bf16* x, long stride, long rows, const Finish& become, const bf16* other, bf16* out) {
+  void operator()(const Device& device, const Weight& weight, long first, long end, const bf16* x, long stride, long rows, const Finish& become, const bf16* other, bf16* out) {
     const long together = std::max(WeightBytes / (weight.blocks() * RightBlock * long(sizeof(bf16))), 1l);
-    for (long panel = 0; panel < weight.panels(); panel += together)
+    for (long panel = first; panel < end; panel += together)
       for (long row = 0; row < rows; row += Rows) {
-        const long count = std::min(rows - row, Rows), end = std::min(panel + together, weight.panels());
-        Finishing<Finish> finishing(weight, become, count, other + row * weight.columns, out + row * weight.columns);
-        count <= Tile ? by_panels<1>(device, weight, x + row * stride, stride, count, panel, end, finishing)
-                      : by_panels<2>(device, weight, x + row * stride, stride, count, panel, end, finishing);
+        const long count = std::min(rows - row, Rows), last = std::min(panel + together, end);
+        Finishing<Finish> finishing(weight, become, count, Finish::reads_other ? other + row * weight.columns : other, out + row * weight.columns);
+        count <= Tile ? by_panels<1>(device, weight, x + row * stride, stride, count, panel, last, finishing)
+                      : by_panels<2>(device, weight, x + row * stride, stride, count, panel, last, finishing);
       }
   }
 

@@ -1,7 +1,7 @@
 // Operands as tiles.h wants them.
 #pragma once
 
-#include <cstring>
+#include <algorithm>
 #include <new>
 
 #include "vectors.h"
@@ -12,16 +12,23 @@ inline long blocks_of(long length, long size) { return (length + size - 1) / siz
 template <class T>
 class Scratch {
  public:
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
   ~Scratch() { operator delete(memory_, std::align_val_t(64)); }
   T* at_least(long count) {
     if (count > count_) {
-      operator delete(memory_, std::align_val_t(64));
-      memory_ = nullptr;
-      count_ = 0;
+      give_back();
       memory_ = static_cast<T*>(operator new(count * sizeof(T), std::align_val_t(64)));
       count_ = count;
     }
     return memory_;
+  }
+
+  void give_back() {
+    operator delete(memory_, std::align_val_t(64));
+    memory_ = nullptr;
+    count_ = 0;
   }
 
  private:

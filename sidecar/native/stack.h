@@ -15,29 +15,37 @@ struct Layer {
   Norm after_attention, after_mlp;
 };
 
+// Rows above which the memory for them is not kept: threads are many, and such texts are few.
+constexpr long KeptRows = 4096;
+
 class Stack {
  public:
   // x: [rows, heads * width], changed in place; a text is rows [bounds[i], bounds[i + 1]), and rows behind the last are of no text.
   template <class Device>
   void operator()(const Device& device, const Layer* layers, long count, const Heads& heads, const Gelu& gelu, bf16* x, long rows, const int32_t* bounds, long texts) {
-    for (long each = 0; each < count; each++) layer(device, layers[each], heads, gelu, x, rows, bounds, texts);
+    for (long each = 0; each < count; each++) compute(device, layers[each], heads, gelu, x, rows, bounds, texts);
+    if (rows > KeptRows)
+      for (auto* scratch : {&inner_, &attended_, &summed_}) scratch->give_back();
   }
 
  private:
   template <class Device>
-  void layer(const Device& device, const Layer& layer, const Heads& heads, const Gelu& gelu, bf16* x, long rows, const int32_t* bounds, long texts) {
-    const long width = layer.out.columns, inner = layer.up.columns, attended = heads.shared * heads.width;
-    bf16* wide = wide_.at_least(rows * std::max(3 * attended, inner));
-    bf16* narrow = narrow_.at_least(rows * std::max(attended, width));
+  void compute(const Device& device, const Layer& layer, const Heads& heads, const Gelu& gelu, bf16* x, long rows, const int32_t* bounds, long texts) {
+    const long width = layer.out.columns, width_of_heads = heads.kv * heads.width;
+    const auto linear = [&](const Weight& weight, const bf16* from, const auto& become, const bf16* other, bf16* to) {
+      linear_(device, weight, 0, weight.panels(), from, weight.width, rows, become, other, to);
+    };
+    bf16* inner = inner_.at_least(rows * std::max(3 * width_of_heads, layer.up.columns));
+    bf16* attended = attended_.at_least(rows * width_of_heads);
     bf16* summed = summed_.at_least(rows * width);
-    linear_(device, layer.qkv, x, width, rows, Plain(), nullptr, wide);
-    const auto part = [&](long number) { return Matrix<const bf16>{wide + number * attended, 3 * attended}; };
-    attention_(device, part(0), part(1), part(2), heads, bounds, texts, {narrow, attended});
-    std::fill(narrow + bounds[texts] * attended, narrow + rows * attended, 0);
-    linear_(device, layer.out, narrow, attended, rows, Plus(), x, summed);
+    const auto part = [&](long number) { return Matrix<const bf16>{inner + number * width_of_heads, 3 * width_of_heads}; };
+    linear(layer.qkv, x, Plain(), nullptr, inner);
+    attention_(device, part(0), part(1), part(2), heads, bounds, texts, {attended, width_of_heads});
+    std::fill(attended + bounds[texts] * width_of_heads, attended + rows * width_of_heads, 0);
+    linear(layer.out, attended, Plus(), x, summed);
     normalise(layer.after_attention, summed, rows, width, x);
-    linear_(device, layer.up, x, width, rows, WithGelu{gelu}, nullptr, wide);
-    linear_(device, layer.down, wide, inner, rows, Plus(), x, summed);
+    linear(layer.up, x, WithGelu{gelu}, nullptr, inner);
+    linear(layer.down, inner, Plus(), x, summed);
     normalise(layer.after_mlp, summed, rows, width, x);
   }
 
@@ -45,5 +53,5 @@ class Stack {
 
   Linear linear_;
   Attention attention_;
-  Scratch<bf16> wide_, narrow_, summed_;
+  Scratch<bf16> inner_, attended_, summed_;
 };

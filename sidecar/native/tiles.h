@@ -28,9 +28,10 @@ struct Amx {
   }
   __attribute__((target("amx-tile"))) ~Amx() { _tile_release(); }
 
-  // out [16 * tiles][32 of `stride`] = left * right, or += with `more`. The vector units have nothing to do meanwhile: `beside` is called with each block.
+  // out [16 * tiles][32 of `stride`] = left * right, or += with `more`. The vector units have nothing to do: `meanwhile` is called with each block.
   template <int tiles, class Work>
-  __attribute__((target("amx-tile,amx-bf16"))) void product(const bf16* left, const bf16* right, long blocks, float* out, long stride, bool more, Work beside) const {
+  __attribute__((target("amx-tile,amx-bf16"))) void product(const bf16* left, const bf16* right, long blocks, float* out, long stride, bool more, Work meanwhile) const {
+    asm volatile("" ::: "memory");  // the operands are in memory: the loads below do not say that they read it
     const long bytes = stride * sizeof(float);
     float* lower = out + Tile * stride;
     if (more) {
@@ -59,7 +60,7 @@ struct Amx {
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
       }
-      beside();
+      meanwhile();
       left += tiles * Tile * Depth;
       right += RightBlock;
     }
@@ -72,7 +73,7 @@ struct Amx {
   }
 };
 
-// The same with vectors, which leaves them no time for anything beside: eight rows are kept in registers.
+// The same with vectors, which leaves them no time for anything else: eight rows are kept in registers.
 struct Avx512 {
   template <int tiles, class Work>
   void product(const bf16* left, const bf16* right, long blocks, float* out, long stride, bool more, Work) const {

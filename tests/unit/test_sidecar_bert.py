@@ -105,6 +105,14 @@ def test_weights_of_another_shape_than_the_configuration_are_refused(tmp_path: P
 
 
 @pytest.mark.parametrize("precision", LEAST_COSINE)
+def test_a_width_that_heads_cannot_share_is_refused(tmp_path: Path, precision: str) -> None:
+    directory = bert(tmp_path / "model")
+    write_json(directory / "config.json", {**BERT, "num_attention_heads": BERT["hidden_size"] - 1})
+    with pytest.raises(EmbedError, match="no multiple of its"):
+        served(directory, precision=precision)
+
+
+@pytest.mark.parametrize("precision", LEAST_COSINE)
 def test_another_activation_is_not_read_as_the_usual_one(tmp_path: Path, precision: str) -> None:
     directory = bert(tmp_path / "model", hidden_act="relu", dtype=torch.bfloat16)
     is_exact(served(directory, precision=precision), directory, [sequence(length, BERT["vocab_size"]) for length in (1, 17, 100)])

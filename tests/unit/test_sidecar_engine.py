@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from nv_embed_sidecar.engines import OutOfMemory, torch_device
+from nv_embed_sidecar.engines import OutOfMemory, kernels, torch_device
 from nv_embed_sidecar.engines.attention import Heads, attend
 from nv_embed_sidecar.engines.linear import Fp8Linear, Int8Linear, Linear, OneDnnLinear, PlainLinear, has_onednn
 from nv_embed_sidecar.engines.packing import Packed, Run, pack, pieces
@@ -120,7 +120,10 @@ def test_a_row_of_a_product_does_not_depend_on_the_others_to_the_last_bit(dtype:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads", [Heads(4, 4, 8), Heads(8, 2, 16), Heads(3, 1, 4)])
-def test_attention_is_that_of_each_text_alone(heads: Heads, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_attention_is_that_of_each_text_alone(heads: Heads, dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr(kernels, "level", lambda: kernels.NONE)
     lengths = sorted([1, 1, 2, 7, 7, 7, 40, 40, 512, 513])
     packed = pack([[0] * length for length in lengths], CPU, 16)
     query, key, value = (random(packed.rows, n, heads.width, seed=seed).to(dtype) for seed, n in enumerate((heads.query, heads.kv, heads.kv)))
@@ -139,6 +142,7 @@ class Doubling:
     width = 2
     linear_work = 1000
     attention_work = 10
+    compiled = False
 
     def __init__(self) -> None:
         self.rows: list[int] = []

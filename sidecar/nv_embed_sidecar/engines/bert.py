@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nv_embed.errors import InvalidInput
 from nv_embed_sidecar.engines import kernels
 from nv_embed_sidecar.engines.attention import Heads, attend
 from nv_embed_sidecar.engines.checkpoint import Checkpoint
@@ -42,6 +43,8 @@ class BertConfig:
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> "BertConfig":
         heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
+        if width % heads:
+            raise InvalidInput(f"the model's width, {width}, is no multiple of its {heads} heads", hint="its config.json is damaged, or not a BERT's")
         roberta = config["model_type"] != "bert"
         return cls(
             layers=int(config["num_hidden_layers"]),
@@ -120,6 +123,7 @@ class Bert:
 
     def __init__(self, config: BertConfig, checkpoint: Checkpoint, device: TorchDevice) -> None:
         self.width = config.width
+        self.compiled = device.compiled
         self.linear_work = 2 * config.layers * config.layer_weights
         self.attention_work = 4 * config.layers * config.width
         positions = checkpoint.take("embeddings.position_embeddings.weight", config.positions, config.width).float()

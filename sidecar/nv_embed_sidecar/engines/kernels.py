@@ -2,18 +2,20 @@
 The compiled kernels of `sidecar/native/`: half precision on the CPU, by AMX or by AVX-512 BF16.
 
 They are there where a compiler was when the sidecar was installed, and used where the processor has the instructions. A row of a result depends on no
-other row, to the last bit. A thread that may use several cores has rows, or heads, computed by several.
+other row, to the last bit. A thread that may use several cores has rows, columns or heads computed by several.
 
 In:  tensors of bfloat16 in rows      Out: tensors of bfloat16 in rows
 """
 
 import ctypes
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, partial
 from importlib.machinery import EXTENSION_SUFFIXES
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -21,34 +23,16 @@ from torch import Tensor
 
 from nv_embed.errors import InvalidInput
 
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Of what the library exports."""
+
 NONE, AVX512, AMX = range(3)
 LEVELS = ("none", "avx512", "amx")
-NAMES = ("none", "AVX-512 BF16", "AMX")
 PLAIN, GELU, SILU, PLUS, TIMES = range(5)
 
-BLOCK = 32
-"""Rows that the kernels compute together."""
-
-
-@cache
-def _library() -> ctypes.CDLL | None:
-    names = (Path(__file__).with_name(f"_kernels{suffix}") for suffix in EXTENSION_SUFFIXES)
-    return next((_declared(ctypes.CDLL(str(name))) for name in names if name.exists()), None)
-
-
-def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    integer, pointer, number = ctypes.c_long, ctypes.c_void_p, ctypes.c_float
-    library.nv_embed_level.argtypes = []
-    if library.nv_embed_level() == NONE:
-        return library
-    library.nv_embed_packed_size.restype = integer
-    library.nv_embed_packed_size.argtypes = [integer, integer]
-    library.nv_embed_pack.argtypes = [pointer, integer, integer, pointer]
-    library.nv_embed_linear.argtypes = [ctypes.c_int, pointer, pointer, integer, integer, pointer, integer, integer, ctypes.c_int, pointer, pointer]
-    library.nv_embed_attend.argtypes = [ctypes.c_int, *(pointer, integer) * 3, *(integer,) * 3, *(pointer, integer) * 2]
-    library.nv_embed_stack.argtypes = [ctypes.c_int, pointer, integer, integer, integer, pointer, integer, pointer, integer]
-    library.nv_embed_layer_norm.argtypes = [pointer, integer, integer, pointer, pointer, number, pointer]
-    return library
+ALIGNMENT = 64
 
 
 @cache
@@ -58,18 +42,59 @@ def level() -> int:
     Raises:
         InvalidInput: it names none of them.
     """
-    most = os.environ.get("NV_EMBED_KERNELS", LEVELS[-1])
+    most = os.environ.get("NV_EMBED_KERNELS", LEVELS[AMX])
     if most not in LEVELS:
-        raise InvalidInput(
-            f"NV_EMBED_KERNELS is {most!r}", hint=f"it is one of {', '.join(LEVELS)}; leave it out for the best that the processor has"
-        )
-    library = _library()
-    return NONE if library is None else min(int(library.nv_embed_level()), LEVELS.index(most))
+        raise InvalidInput(f"NV_EMBED_KERNELS is {most!r}", hint=f"it is one of {', '.join(LEVELS)}; leave it out for the best there is")
+    if most == LEVELS[NONE] or (library := _library()) is None:
+        return NONE
+    return int(library.nv_embed_level(LEVELS.index(most)))
 
 
 def serve(x: Tensor) -> bool:
     """Whether there are kernels for this tensor's device and precision."""
     return x.dtype == torch.bfloat16 and x.device.type == "cpu" and level() != NONE
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """The compiled library, if it was made here and from these sources."""
+    file = next((file for suffix in EXTENSION_SUFFIXES if (file := Path(__file__).with_name(f"_kernels{suffix}")).exists()), None)
+    if file is None:
+        return None
+    try:
+        library = ctypes.CDLL(str(file))
+        library.nv_embed_version.restype = ctypes.c_long
+        if library.nv_embed_version() == VERSION:
+            return _declared(library)
+        log.warning("%s is of another version and not used: install the sidecar again, in a checkout with `make setup`", file)
+    except (OSError, AttributeError) as error:
+        log.warning("%s cannot be loaded and is not used: %s", file, error)
+    return None
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    number, pointer, level = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
+    library.nv_embed_level.argtypes = [level]
+    if library.nv_embed_level(NONE + 1) == NONE:
+        return library
+    for name, result, *arguments in (
+        ("panel", number),
+        ("packed_size", number, number, number),
+        ("pack", None, pointer, number, number, pointer),
+        ("linear", level, level, pointer, number, number, pointer, number, number, level, pointer, pointer),
+        ("attend", level, level, *(pointer, number) * 3, number, number, number, pointer, number, pointer, number),
+        ("stack", level, level, pointer, number, number, number, pointer, number, pointer, number),
+        ("layer_norm", None, pointer, pointer, number, number, pointer),
+    ):
+        function = getattr(library, f"nv_embed_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def _built() -> ctypes.CDLL:
+    library = _library()
+    assert library is not None
+    return library
 
 
 class _Weight(ctypes.Structure):
@@ -83,26 +108,26 @@ class _Norm(ctypes.Structure):
 class _Layer(ctypes.Structure):
     _fields_ = (*((name, _Weight) for name in ("qkv", "out", "up", "down")), *((name, _Norm) for name in ("after_attention", "after_mlp")))
 
-    @classmethod
-    def of(cls, layer: "Layer") -> "_Layer":
-        return cls(*(getattr(layer, field.name).described() for field in fields(layer)))
-
 
 class Weight:
-    """A weight, [out, in] bfloat16, and its bias, as the kernels read them."""
+    """A weight, [out, in] bfloat16, and its bias, [out], as the kernels read them."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         library = _built()
-        weight = weight.contiguous()
         self.columns, self.width = weight.shape
+        weight = _checked(weight, torch.bfloat16, self.width).contiguous()
+        self._panel = int(library.nv_embed_panel())
         self._packed = torch.empty(library.nv_embed_packed_size(self.columns, self.width), dtype=torch.bfloat16)
+        assert self._packed.data_ptr() % ALIGNMENT == 0
         library.nv_embed_pack(weight.data_ptr(), self.columns, self.width, self._packed.data_ptr())
-        self._bias = torch.zeros(-(-self.columns // BLOCK) * BLOCK)
+        self._bias = torch.zeros(self._panels * self._panel, dtype=torch.float32)
         if bias is not None:
             self._bias[: self.columns] = bias
+        self.described = _Weight(self._packed.data_ptr(), self._bias.data_ptr(), self.width, self.columns)
 
-    def described(self) -> _Weight:
-        return _Weight(self._packed.data_ptr(), self._bias.data_ptr(), self.width, self.columns)
+    @property
+    def _panels(self) -> int:
+        return -(-self.columns // self._panel)
 
     def product(self, x: Tensor, finish: int, other: Tensor | None = None) -> Tensor:
         """x @ weight.T + bias, [rows, out], and what `finish` says of it.
@@ -111,29 +136,22 @@ class Weight:
             x: [rows, in].
             other: [rows, out], for `PLUS` and `TIMES`.
         """
-        x = _side_by_side(x)
+        x = _checked(x, torch.bfloat16, self.width)
         result = x.new_empty(len(x), self.columns)
-        beside = result if other is None else other.contiguous()
+        beside = result if other is None else _checked(other, torch.bfloat16, self.columns).contiguous()
+        if len(beside) != len(x):
+            raise ValueError(f"{len(beside)} rows beside {len(x)}")
 
-        def rows(first: int, end: int) -> int:
-            at = [each.data_ptr() + first * each.stride(0) * each.element_size() for each in (x, beside, result)]
-            return int(
-                _built().nv_embed_linear(
-                    level(),
-                    self._packed.data_ptr(),
-                    self._bias.data_ptr(),
-                    self.columns,
-                    self.width,
-                    at[0],
-                    x.stride(0),
-                    end - first,
-                    finish,
-                    at[1],
-                    at[2],
-                )
-            )
+        def part(rows: tuple[int, int], panels: tuple[int, int]) -> int:
+            read, other, written = (each.data_ptr() + rows[0] * each.stride(0) * each.element_size() for each in (x, beside, result))
+            weight = ctypes.addressof(self.described)
+            return int(_built().nv_embed_linear(level(), weight, *panels, read, x.stride(0), rows[1] - rows[0], finish, other, written))
 
-        _in_parts(rows, len(x), BLOCK)
+        by_rows, by_panels = _split(len(x), self._panel), _split(self._panels, 1)
+        if len(by_rows) >= len(by_panels):
+            _compute([partial(part, rows, (0, self._panels)) for rows in by_rows])
+        else:  # a few rows would leave cores without work
+            _compute([partial(part, (0, len(x)), panels) for panels in by_panels])
         return result
 
 
@@ -148,39 +166,37 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor) -> Tensor:
         [rows, query heads * width]; rows of no text hold zeros.
     """
     rows, heads, width = query.shape
-    shared = key.shape[1]
-    group = heads // shared
-    query, key, value = (_side_by_side(part) for part in (query, key, value))
+    kv = key.shape[1]
+    group = heads // kv
+    query, key, value = (_checked(each, torch.bfloat16, width) for each in (query, key, value))
+    bounds = _checked(bounds, torch.int32, len(bounds))
     result = query.new_empty(rows, heads * width)
     result[int(bounds[-1]) :] = 0
 
-    def some_heads(first: int, end: int) -> int:
+    def part(first: int, end: int) -> int:
         steps = ((query, group), (key, 1), (value, 1), (result, group))
         *read, written = ((each.data_ptr() + first * step * width * each.element_size(), each.stride(0)) for each, step in steps)
-        operands = [part for matrix in read for part in matrix]
+        operands = [number for matrix in read for number in matrix]
         return int(_built().nv_embed_attend(level(), *operands, end - first, group, width, bounds.data_ptr(), len(bounds) - 1, *written))
 
-    _in_parts(some_heads, shared, 1)
+    _compute([partial(part, *some) for some in _split(kv, 1)])
     return result
 
 
-@dataclass(frozen=True)
 class Norm:
-    """A layer norm's weight and bias, [width] float32."""
+    """A layer norm with its weight and bias, [width] float32."""
 
-    weight: Tensor
-    bias: Tensor
-    eps: float
+    def __init__(self, weight: Tensor, bias: Tensor, eps: float) -> None:
+        self.width = len(weight)
+        self._weight, self._bias = (_checked(each, torch.float32, self.width) for each in (weight, bias))
+        self.described = _Norm(self._weight.data_ptr(), self._bias.data_ptr(), eps)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Each row, [rows, width], to mean zero and variance one, times the weight, plus the bias."""
-        x = x.contiguous()
+        x = _checked(x, torch.bfloat16, self.width).contiguous()
         result = torch.empty_like(x)
-        _built().nv_embed_layer_norm(x.data_ptr(), *x.shape, self.weight.data_ptr(), self.bias.data_ptr(), self.eps, result.data_ptr())
+        _built().nv_embed_layer_norm(ctypes.addressof(self.described), x.data_ptr(), *x.shape, result.data_ptr())
         return result
-
-    def described(self) -> _Norm:
-        return _Norm(self.weight.data_ptr(), self.bias.data_ptr(), self.eps)
 
 
 @dataclass(frozen=True)
@@ -199,46 +215,54 @@ class Stack:
     """The layers of a BERT, computed by one core in one call.
 
     Threads that each have texts of their own would meet at Python's lock between products.
+
+    Args:
+        heads, width: heads of attention, and the width of one.
     """
 
     def __init__(self, layers: Sequence[Layer], heads: int, width: int) -> None:
+        for layer in layers:
+            inside = (layer.qkv.columns, layer.out.width, layer.up.columns)
+            outside = {layer.qkv.width, layer.out.columns, layer.up.width, layer.down.columns, layer.after_attention.width, layer.after_mlp.width}
+            if inside != (3 * heads * width, heads * width, layer.down.width) or len(outside) != 1:
+                raise ValueError(f"the matrices of a layer do not fit each other: {inside} inside, {outside} outside, {heads} heads of {width}")
         self._layers = tuple(layers)  # they own the memory
-        self._described = (_Layer * len(layers))(*map(_Layer.of, layers))
+        self._described = (_Layer * len(layers))(*(_Layer(*(getattr(layer, field.name).described for field in fields(layer))) for layer in layers))
         self._heads, self._width = heads, width
 
     def __call__(self, x: Tensor, bounds: Tensor) -> Tensor:
-        """What becomes of the embeddings, [rows, width], of texts that begin at `bounds`, [texts + 1] int32. They are changed in place."""
-        described, count = self._described, len(self._layers)
-        failed = _built().nv_embed_stack(
-            level(), ctypes.addressof(described), count, self._heads, self._width, x.data_ptr(), len(x), bounds.data_ptr(), len(bounds) - 1
-        )
-        if failed:
-            raise MemoryError("the kernels found no memory")
+        """What becomes of the embeddings, [rows, width], of texts that begin at `bounds`, [texts + 1] int32."""
+        x = _checked(x, torch.bfloat16, self._layers[0].qkv.width).clone(memory_format=torch.contiguous_format)
+        bounds = _checked(bounds, torch.int32, len(bounds))
+        layers, count = ctypes.addressof(self._described), len(self._layers)
+        arguments = layers, count, self._heads, self._width, x.data_ptr(), len(x), bounds.data_ptr(), len(bounds) - 1
+        _compute([partial(_built().nv_embed_stack, level(), *arguments)])
         return x
 
 
-def _built() -> ctypes.CDLL:
-    library = _library()
-    assert library is not None
-    return library
+def _checked(x: Tensor, dtype: torch.dtype, width: int) -> Tensor:
+    """The tensor, [width], [rows, width] or [rows, heads, width], each row without gaps: what the kernels read they do not check."""
+    if x.dtype != dtype or x.device.type != "cpu" or x.shape[-1] != width:
+        raise ValueError(f"a tensor of {x.dtype} {list(x.shape)} on {x.device} where {dtype} {width} wide on the CPU was needed")
+    *_, heads, component = (width, *x.stride())
+    return x if component == 1 and (x.dim() < 3 or heads == width) else x.contiguous()
 
 
-def _side_by_side(x: Tensor) -> Tensor:
-    """The same rows, [rows, width] or [rows, heads, width], without gaps in them."""
-    return x if x[0].is_contiguous() else x.contiguous()
+def _split(count: int, least: int) -> list[tuple[int, int]]:
+    """[0, count) in as many parts as this thread may use cores, each but the last a multiple of `least`."""
+    step = -(-count // (least * torch.get_num_threads())) * least
+    return list(pairwise([*range(0, count, step), count])) if count else []
 
 
-def _in_parts(compute: Callable[[int, int], int], count: int, least: int) -> None:
-    """Compute [0, count) in as many parts as this thread may use cores, each a multiple of `least`."""
-    threads = torch.get_num_threads()
-    step = -(-count // (least * threads)) * least
-    starts = range(0, count, step)
-    bounds = [(first, min(first + step, count)) for first in starts]
-    done = [compute(*bounds[0])] if len(bounds) == 1 else list(_cores(threads).map(lambda part: compute(*part), bounds))
-    if any(done):
+def _compute(parts: Sequence[Callable[[], int]]) -> None:
+    failed = [part() for part in parts] if len(parts) < 2 else list(_cores(torch.get_num_threads()).map(lambda part: part(), parts))
+    if any(failed):
         raise MemoryError("the kernels found no memory")
 
 
 @cache
 def _cores(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="kernels")
+
+
+os.register_at_fork(after_in_child=_cores.cache_clear)

@@ -179,6 +179,7 @@ class Llama:
 
     def __init__(self, config: LlamaConfig, positions: int, checkpoint: Checkpoint, device: TorchDevice) -> None:
         self.width = config.width
+        self.compiled = device.compiled
         self.linear_work = 2 * config.layers * config.layer_weights
         self.attention_work = 4 * config.layers * config.heads.query * config.heads.width
         self._eps = config.norm_eps

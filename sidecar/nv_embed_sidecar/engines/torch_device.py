@@ -12,15 +12,13 @@ from torch import Tensor
 
 from nv_embed.errors import InvalidInput
 from nv_embed_sidecar.engines import kernels
-from nv_embed_sidecar.engines.linear import ROWS, CompiledLinear, Fp8Linear, Int8Linear, Linear, OneDnnLinear, PlainLinear, has_onednn
+from nv_embed_sidecar.engines.linear import CompiledLinear, Fp8Linear, Int8Linear, Linear, OneDnnLinear, PlainLinear, has_onednn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 QUANTIZED = {"int8": "cpu", "fp8": "cuda"}
 """Precisions of the products alone, and the device whose units they are for; all else is in half precision."""
 ROWS_ON_CPU = 16
 """Rows of a packed batch are filled up to a multiple of it: oneDNN makes a kernel for each number of rows, and a single row is another's work."""
-
-COMPILED_PIECE_TOKENS = 2048
 
 TRIAL_WIDTH = 512
 TRIAL_ROUNDS = 5
@@ -41,22 +39,12 @@ class TorchDevice:
 
     @property
     def compiled(self) -> bool:
-        """Whether our own kernels compute everything here."""
+        """Whether products are our own kernels'."""
         return self.device.type == "cpu" and self.precision == "bf16" and kernels.level() != kernels.NONE
-
-    @property
-    def kernels(self) -> str:
-        """Whose kernels they are, for people."""
-        return kernels.NAMES[kernels.level()] if self.compiled else "PyTorch"
 
     @property
     def row_multiple(self) -> int:
         return ROWS_ON_CPU if self.device.type == "cpu" and not self.compiled else 1
-
-    @property
-    def piece_tokens(self) -> int:
-        """Tokens that one core computes at a time: few enough to stay in its cache, and many enough for the weights that pass by."""
-        return COMPILED_PIECE_TOKENS if self.compiled else ROWS
 
     def tensor(self, stored: Tensor) -> Tensor:
         """A tensor of a checkpoint, copied here: one mapped from a file is not aligned, which is slower and changes the last digits."""
@@ -119,7 +107,7 @@ def can_compute(here: TorchDevice) -> bool:
 
 @torch.inference_mode()
 def _is_quicker(one: str, other: str, threads: int) -> bool:
-    """Whether the CPU multiplies in one precision more quickly than in another."""
+    """Whether a core multiplies in one precision more quickly than in another: of a batch, each core has texts of its own."""
     seconds = {}
     for precision in (one, other):
         here = TorchDevice(torch.device("cpu"), precision, threads)
@@ -131,6 +119,11 @@ def _is_quicker(one: str, other: str, threads: int) -> bool:
 
 
 def _seconds(product: Linear, x: Tensor) -> float:
+    """What one core takes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     begun = time.perf_counter()
     product(x)
-    return time.perf_counter() - begun
+    seconds = time.perf_counter() - begun
+    torch.set_num_threads(threads)
+    return seconds

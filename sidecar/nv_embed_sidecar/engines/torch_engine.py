@@ -19,7 +19,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from nv_embed_sidecar.engines import Capacity, OutOfMemory, Vectors
+from nv_embed_sidecar.engines import Capacity, OutOfMemory, Vectors, kernels
+from nv_embed_sidecar.engines.linear import ROWS
 from nv_embed_sidecar.engines.packing import Packed, pack, pieces
 from nv_embed_sidecar.engines.torch_device import TorchDevice
 from nv_embed_sidecar.pooling import POOLINGS
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 
 ONE_CORE_WORK = 1e9
 """Operations up to which one core is quicker than several: they lose more by waiting for each other than they gain."""
+
+PIECE_TOKENS = {False: ROWS, True: 2048}
+"""Tokens that one core computes at a time: with PyTorch's kernels few enough to stay in its cache, with ours enough for the weights that pass by."""
 
 UNEVEN = 1.5
 """How much longer than the others a thread may take before the batch is better computed by all threads together."""
@@ -55,11 +59,13 @@ class Model(Protocol):
     Attributes:
         linear_work: operations a token in the products.
         attention_work: operations a token, and a token that it attends to.
+        compiled: whether the compiled kernels compute it.
     """
 
     width: int
     linear_work: int
     attention_work: int
+    compiled: bool
 
     def __call__(self, packed: Packed) -> Tensor:
         """Hidden states, [rows, width]."""
@@ -86,7 +92,8 @@ class TorchEngine:
         self.precision = device.precision
         self._square = self._model.attention_work / self._model.linear_work * ATTENTION_PENALTY[self.device]
         self.capacity = measure(self)
-        log.info("measured %.0f tokens/s by %s, batches of %d tokens", self.capacity.tokens_per_s, device.kernels, self.capacity.batch_tokens)
+        whose = kernels.LEVELS[kernels.level()] if self._model.compiled else "PyTorch"
+        log.info("measured %.0f tokens/s by %s, batches of %d tokens", self.capacity.tokens_per_s, whose, self.capacity.batch_tokens)
 
     def cost(self, tokens: int) -> float:
         return tokens + self._square * tokens * tokens
@@ -129,7 +136,7 @@ class TorchEngine:
 
     def _parts(self, lengths: Sequence[int], threads: int) -> list[list[int]]:
         """Positions of the texts that are computed together: on a GPU all, on the CPU as many as one core is good for."""
-        rounds = -(-sum(lengths) // (self._device.piece_tokens * threads)) if self.device == "cpu" else 1
+        rounds = -(-sum(lengths) // (PIECE_TOKENS[self._model.compiled] * threads)) if self.device == "cpu" else 1
         return pieces(lengths, rounds * threads, self.cost)
 
     def _is_even(self, lengths: Sequence[int], parts: Sequence[Sequence[int]], threads: int) -> bool:

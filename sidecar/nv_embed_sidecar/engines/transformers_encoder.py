@@ -22,6 +22,8 @@ from nv_embed_sidecar.engines.torch_device import TorchDevice
 class TransformersEncoder:
     """A transformers model whose output is hidden states."""
 
+    compiled = False
+
     def __init__(self, encoder: Any) -> None:
         self._encoder = encoder
         self.width = int(encoder.config.hidden_size)
