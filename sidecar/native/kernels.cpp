@@ -42,7 +42,7 @@ const Gelu& fitted_gelu() {
 template <class Device>
 void linear(const Weight& weight, long first, long end, const bf16* x, long stride, long rows, Finish finish, const bf16* other, bf16* out) {
   thread_local Linear product;
-  const auto compute = [&](const auto& become) { product(Device(), weight, first, end, x, stride, rows, become, other, out); };
+  const auto compute = [&](const auto& become) { product(Device(), weight, first, end, FromRows{x, stride, weight.width}, rows, become, other, ToRows{out, weight.columns}); };
   switch (finish) {
     case Finish::Plain: return compute(Plain());
     case Finish::Gelu: return compute(WithGelu{fitted_gelu()});

@@ -32,20 +32,20 @@ class Stack {
   template <class Device>
   void compute(const Device& device, const Layer& layer, const Heads& heads, const Gelu& gelu, bf16* x, long rows, const int32_t* bounds, long texts) {
     const long width = layer.out.columns, width_of_heads = heads.kv * heads.width;
-    const auto linear = [&](const Weight& weight, const bf16* from, const auto& become, const bf16* other, bf16* to) {
-      linear_(device, weight, 0, weight.panels(), from, weight.width, rows, become, other, to);
+    const auto linear = [&](const Weight& weight, const auto& from, const auto& become, const bf16* other, const auto& to) {
+      linear_(device, weight, 0, weight.panels(), from, rows, become, other, to);
     };
-    bf16* inner = inner_.at_least(rows * std::max(3 * width_of_heads, layer.up.columns));
+    bf16* inner = inner_.at_least(rows * std::max(3 * width_of_heads, layer.down.blocks() * Depth) + Rows * Depth * layer.down.blocks());
     bf16* attended = attended_.at_least(rows * width_of_heads);
     bf16* summed = summed_.at_least(rows * width);
     const auto part = [&](long number) { return Matrix<const bf16>{inner + number * width_of_heads, 3 * width_of_heads}; };
-    linear(layer.qkv, x, Plain(), nullptr, inner);
+    linear(layer.qkv, FromRows{x, width, width}, Plain(), nullptr, ToRows{inner, 3 * width_of_heads});
     attention_(device, part(0), part(1), part(2), heads, bounds, texts, {attended, width_of_heads});
     std::fill(attended + bounds[texts] * width_of_heads, attended + rows * width_of_heads, 0);
-    linear(layer.out, attended, Plus(), x, summed);
+    linear(layer.out, FromRows{attended, width_of_heads, width_of_heads}, Plus(), x, ToRows{summed, width});
     normalise(layer.after_attention, summed, rows, width, x);
-    linear(layer.up, x, WithGelu{gelu}, nullptr, inner);
-    linear(layer.down, inner, Plus(), x, summed);
+    linear(layer.up, FromRows{x, width, width}, WithGelu{gelu}, nullptr, ToPacked{inner, layer.down.blocks()});
+    linear(layer.down, FromPacked{inner, layer.down.blocks()}, Plus(), x, ToRows{summed, width});
     normalise(layer.after_mlp, summed, rows, width, x);
   }
 
