@@ -102,8 +102,8 @@ def run(settings: Settings) -> None:
     if settings.ready_file is not None:
         settings.ready_file.unlink(missing_ok=True)
     loaded = models.load(settings)
-    # Failed calls leave cycles of errors and frames, which hold their texts. Python looks for them when what has come exceeds a share of what stays, and
-    # half a million objects stay after the imports: left out of the count, they let a few calls be enough.
+    # Failed calls leave cycles of errors and frames, which hold their texts. Python looks for cycles when what is new exceeds a share of what is old, and
+    # half a million objects are old after the imports: left out of the count, they let a few calls be enough.
     gc.collect()
     gc.freeze()
     # Not an Event: a handler that sets one while this thread looks at it would wait for itself.
