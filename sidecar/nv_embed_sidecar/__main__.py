@@ -4,8 +4,6 @@ The command line: `python -m nv_embed_sidecar --model NAME --listen ADDR`.
 Exit codes: 0 it served and was told to stop, 1 it failed (one line says why), 2 wrong usage.
 """
 
-import ctypes
-import gc
 import logging
 import os
 import signal
@@ -31,8 +29,6 @@ PROGRAM = "nv_embed_sidecar"
 LOOK_S = 1.0
 CORES_A_TOKENISER = 4
 SWITCH_S = 0.0005
-LOOKS_A_TRIM = 10
-"""Seconds after which memory is given back that requests left in pieces: of many threads and sizes, some ten megabytes a minute would stay."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -102,10 +98,6 @@ def run(settings: Settings) -> None:
     if settings.ready_file is not None:
         settings.ready_file.unlink(missing_ok=True)
     loaded = models.load(settings)
-    # Failed calls leave cycles of errors and frames, which hold their texts. Python looks for cycles when what is new exceeds a share of what is old, and
-    # half a million objects are old after the imports: left out of the count, they let a few calls be enough.
-    gc.collect()
-    gc.freeze()
     # Not an Event: a handler that sets one while this thread looks at it would wait for itself.
     stop: SimpleQueue[None] = SimpleQueue()
     signals = count()
@@ -142,14 +134,10 @@ def _on_signals(handle: Callable[[int], None]) -> None:
 
 
 def _wait(stop: "SimpleQueue[None]") -> None:
-    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)  # the GNU library's; others give back by themselves
-    looks = count(1)
     while True:
         # A signal that another thread was given is handled when this one wakes.
         with suppress(Empty):
             return stop.get(timeout=LOOK_S)
-        if give_back is not None and next(looks) % LOOKS_A_TRIM == 0:
-            give_back(0)
 
 
 def _exit(number: int) -> None:

@@ -104,9 +104,11 @@ class Server:
 
     def stop(self) -> None:
         """Refuse new calls, let those under way finish for at most `drain_s`, and end."""
+        stopped = self._server.stop(self._drain_s)
+        # Behind it: who hears that nothing is served any more is not taken in again.
         self._health.drain()
         # Bounded, because the end must not hang on what gRPC counts.
-        self._server.stop(self._drain_s).wait(self._drain_s + CANCEL_S)
+        stopped.wait(self._drain_s + CANCEL_S)
         self.scheduler.close()
 
     def _failed(self, reason: str) -> None:
