@@ -89,7 +89,7 @@ def run(settings: Settings) -> None:
     # Lists of texts are tokenised by a pool of threads. One of all cores takes a quarter of its rate from an engine on the CPU; none at all, so that
     # each caller's thread tokenises, three quarters. A few cores are plenty: one alone makes some half a million tokens a second.
     os.environ.setdefault("RAYON_NUM_THREADS", str(max(cores() // CORES_A_TOKENISER, 1)))
-    # The engine's threads ask for the interpreter between two pieces of a batch or two products, and otherwise wait up to 5 ms for a thread that parses or answers a call.
+    # The engine's threads ask for the interpreter between pieces of a batch, and otherwise wait up to 5 ms for one that parses or answers a call.
     sys.setswitchinterval(SWITCH_S)
     # gRPC and NumPy are imported behind the signal handlers and the check of the command line: both should answer at once.
     from nv_embed_sidecar import models, server
