@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -141,7 +142,9 @@ class Scheduler:
             self._check(request.lane, queue, client, len(ids), request.cost)
             queue.enter(request)
             self._changed.notify()
-        request.future.add_done_callback(lambda _: self._forget(queue, request))
+        # Weakly, because a future keeps its callbacks: a cycle would hold the request's tokens and vectors until Python looks for cycles.
+        weakly = weakref.ref(request)
+        request.future.add_done_callback(lambda _: self._forget(queue, weakly()))
         return request.future
 
     def _lane(self, engine: Engine) -> Lane:
@@ -166,19 +169,27 @@ class Scheduler:
     def _wait_s(self, queue: Queue) -> float:
         return min(max(self._turns.wait_s(queue), SHORTEST_RETRY_S), LONGEST_RETRY_S)
 
-    def _forget(self, queue: Queue, request: Request) -> None:
-        """Take a request that is answered, failed or given up out of its queue."""
-        with self._changed:
-            queue.leave(request)
+    def _forget(self, queue: Queue, request: Request | None) -> None:
+        """Take a request that is answered, failed or given up out of its queue, if anything still has it."""
+        if request is not None:
+            with self._changed:
+                queue.leave(request)
 
     def _run(self) -> None:
         try:
-            while (work := self._next()) is not None:
-                work()
+            while self._step():
+                pass
             self._end(_shutting_down)
         except BaseException as error:  # whatever ends this thread must be seen: nobody else computes
             log.critical("the engine's thread has died", exc_info=True)
             self._die(f"the engine's thread has died of {type(error).__name__}")
+
+    def _step(self) -> bool:
+        """Do what is next, and hold nothing of it afterwards. Returns False when closing."""
+        work = self._next()
+        if work is not None:
+            work()
+        return work is not None
 
     def _next(self) -> Callable[[], None] | None:
         """What to do next, as soon as there is something; None when closing."""
@@ -223,6 +234,7 @@ class Scheduler:
             log.exception("a batch of %d texts failed: %s", batch.texts, error)
             self._divide(batch)
         self._turns.ran(batch, time.monotonic() - started)
+        self._under_way = None
 
     def _deliver(self, batch: Batch, vectors: Vectors) -> None:
         """Give each request its rows; one whose rows are not numbers fails, and makes the engine suspicious."""

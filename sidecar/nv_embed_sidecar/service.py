@@ -159,7 +159,7 @@ class Service(EmbedderServicer):
             )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Answer:
     """An answer whose vectors, if it has any, are still being computed."""
 
@@ -167,9 +167,13 @@ class _Answer:
     future: "Future[Vectors] | None"
 
     def wait(self) -> pb.EmbedResponse:
-        if self.future is not None:
-            self.answer.vectors = truncate(self.future.result(), self.answer.dim).astype("<f4", copy=False).tobytes()
-        return self.answer
+        future, self.future = self.future, None
+        try:
+            if future is not None:
+                self.answer.vectors = truncate(future.result(), self.answer.dim).astype("<f4", copy=False).tobytes()
+            return self.answer
+        finally:
+            del future  # a failed one holds its error, and the error's traceback this frame
 
 
 class _Caller:
