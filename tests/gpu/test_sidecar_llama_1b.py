@@ -47,5 +47,16 @@ def test_texts_of_8192_tokens_in_a_batch_of_a_thousand_short_ones_fit_the_memory
     assert torch.cuda.max_memory_allocated() < 10e9
 
 
+@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0), reason="other GPUs have other products")
+def test_on_a_hopper_a_vector_is_the_same_to_the_last_bit_alone_and_in_any_batch(model: Model) -> None:
+    lengths = [8192, 3000, 700, 513, 300, 257, 256, 129, 64, 20, 20, 5, 1, *(5 + position % 30 for position in range(300))]
+    texts = [sequence(length, VOCABULARY, seed) for seed, length in enumerate(lengths)]
+    whole = model.engine.encode(texts)
+    numpy.testing.assert_array_equal(whole[:40], alone(model, texts[:40]))
+    for size in (2, 7, 40):
+        parts = [model.engine.encode(texts[start : start + size]) for start in range(3, 43, size)]
+        numpy.testing.assert_array_equal(numpy.concatenate(parts)[:37], whole[3:40])
+
+
 def test_it_was_measured_to_be_quicker_than_any_cpu(model: Model) -> None:
     assert model.engine.capacity.tokens_per_s > 20_000

@@ -8,12 +8,13 @@ In:  queries, keys and values of packed rows      Out: what each row attended to
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nv_embed_sidecar.engines import kernels
+from nv_embed_sidecar.engines import fused, kernels
 from nv_embed_sidecar.engines.packing import Packed, Run
 
 MOST_TEXTS = 32
@@ -40,7 +41,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packed: Packed, heads: Hea
         query: [rows, heads.query, heads.width], scaled already.
         key, value: [rows, heads.kv, heads.width].
     Returns:
-        [rows, heads.query * heads.width]; rows of no text hold zeros.
+        [rows, heads.query * heads.width]; what rows of no text hold has no meaning.
     """
     if query.is_cuda and query.dtype != torch.float32:
         return _attend_varlen(query, key, value, packed, heads)
@@ -55,22 +56,21 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packed: Packed, heads: Hea
 
 
 def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, packed: Packed, heads: Heads) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+    """Our own kernel, or FlashAttention as PyTorch has it, which leaves rows of no text as they are."""
+    if fused.serve(query.device, query.dtype) and heads.width in fused.WIDTHS:
+        attended: Tensor = fused.kernels().attend(query, key, value, packed)
+        return attended
+    bounds, longest = packed.bounds, packed.longest
+    flash = torch.ops.aten._flash_attention_forward
+    attended = flash(query, key, value, bounds, bounds, longest, longest, 0.0, False, False, scale=1.0, **_one_split())[0]
+    return attended.view(packed.rows, heads.query * heads.width)
 
-    attended = varlen_attn(
-        query,
-        key,
-        value,
-        packed.bounds,
-        packed.bounds,
-        packed.longest,
-        packed.longest,
-        scale=1.0,
-        enable_gqa=heads.group > 1,
-        num_splits=1,  # otherwise the longest text of the batch would decide how the sums of the others are split
-    )
-    assert isinstance(attended, Tensor)
-    return attended.view(packed.rows, -1)
+
+@cache
+def _one_split() -> dict[str, int]:
+    """The argument by which sums are not split, where there is one: else the longest text of a batch would decide how those of the others are."""
+    known = {argument.name for argument in torch.ops.aten._flash_attention_forward.default._schema.arguments}
+    return {"num_splits": 1} if "num_splits" in known else {}
 
 
 def _by_tiles(query: Tensor, key: Tensor, value: Tensor, run: Run, heads: Heads) -> Tensor:

@@ -123,7 +123,7 @@ class Bert:
 
     def __init__(self, config: BertConfig, checkpoint: Checkpoint, device: TorchDevice) -> None:
         self.width = config.width
-        self.compiled = device.compiled
+        self.compiled, self.recordable = device.compiled, device.recordable
         self.linear_work = 2 * config.layers * config.layer_weights
         self.attention_work = 4 * config.layers * config.width
         positions = checkpoint.take("embeddings.position_embeddings.weight", config.positions, config.width).float()

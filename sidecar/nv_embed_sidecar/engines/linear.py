@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nv_embed_sidecar.engines import kernels
+from nv_embed_sidecar.engines import fused, kernels
 
 ROWS = 256
 """Of a product that is computed at a time."""
@@ -30,7 +30,7 @@ class Linear(Protocol):
     def silu(self, x: Tensor) -> Tensor: ...
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        """The product plus `other`, [rows, out]."""
+        """The product plus `other`, [rows, out], which may be overwritten with it."""
         ...
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
@@ -38,15 +38,11 @@ class Linear(Protocol):
         ...
 
 
-class PlainLinear:
-    """PyTorch's own product."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._weight = weight
-        self._bias = bias
+class Unfused:
+    """A product, with what follows it as operations of their own."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self._weight, self._bias)
+        raise NotImplementedError
 
     def gelu(self, x: Tensor) -> Tensor:
         return functional.gelu(self(x))
@@ -59,6 +55,20 @@ class PlainLinear:
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
         return self(x) * other
+
+
+class PlainLinear(Unfused):
+    """PyTorch's own product."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight = weight
+        self._bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self._weight, self._bias)
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        return super().plus(x, other) if self._bias is not None else other.addmm_(x, self._weight.t())
 
 
 class CompiledLinear:
@@ -116,13 +126,39 @@ class OneDnnLinear:
         return in_blocks(lambda part, beside: torch.ops.mkldnn._linear_pointwise.binary(part, beside, self._weight, self._bias, operation), x, other)
 
 
-class QuantizedLinear(PlainLinear):
+class Gated:
+    """silu(x @ gate.T) * (x @ up.T)."""
+
+    def __init__(self, gate: Linear, up: Linear) -> None:
+        self._gate = gate
+        self._up = up
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._up.times(x, self._gate.silu(x))
+
+
+class FusedGated:
+    """The same by one product, and one pass over what it gives.
+
+    Args:
+        both: the product with both weights, the gate's first.
+    """
+
+    def __init__(self, both: Linear) -> None:
+        self._both = both
+
+    def __call__(self, x: Tensor) -> Tensor:
+        gated: Tensor = fused.kernels().swiglu(self._both(x))
+        return gated
+
+
+class QuantizedLinear(Unfused):
     """A product of 8-bit numbers. Weights have a scale for each output, activations one for each row, so rows stay independent of each other."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, most: float) -> None:
-        scale = weight.float().abs().amax(dim=1).clamp_min(SMALLEST) / most
-        super().__init__(self._stored(weight.float() / scale.unsqueeze(1)), bias)
-        self._scale = scale
+        self._scale = weight.float().abs().amax(dim=1).clamp_min(SMALLEST) / most
+        self._weight = self._stored(weight.float() / self._scale.unsqueeze(1))
+        self._bias = bias
         self._most = most
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -164,17 +200,34 @@ class Int8Linear(QuantizedLinear):
 
 
 class Fp8Linear(QuantizedLinear):
-    """The product of 8-bit floating-point numbers that recent GPUs have units for."""
+    """The product of 8-bit floating-point numbers that recent GPUs have units for.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    Args:
+        in_one_pass: whether activations are scaled by our own kernel.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, in_one_pass: bool) -> None:
         super().__init__(weight, bias, most=torch.finfo(torch.float8_e4m3fn).max)
+        self._in_one_pass = in_one_pass
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self._in_one_pass:
+            return super().__call__(x)
+        quantized, scale = fused.kernels().quantize(x, self._most, SMALLEST)
+        return self._product(quantized, scale, x.dtype)
 
     def _stored(self, weight: Tensor) -> Tensor:
         return weight.to(torch.float8_e4m3fn)
 
     def _product(self, x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         product = torch._scaled_mm(
-            x.to(torch.float8_e4m3fn), self._weight.t(), scale_a=scale, scale_b=self._scale.unsqueeze(0), bias=self._bias, out_dtype=dtype
+            x.to(torch.float8_e4m3fn),
+            self._weight.t(),
+            scale_a=scale,
+            scale_b=self._scale.unsqueeze(0),
+            bias=self._bias,
+            out_dtype=dtype,
+            use_fast_accum=True,
         )
         assert isinstance(product, Tensor)
         return product

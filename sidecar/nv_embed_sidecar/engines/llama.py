@@ -9,8 +9,9 @@ Source: the models' cards and configurations; Llama 3's RoPE scaling.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nv_embed.errors import InvalidInput
+from nv_embed_sidecar.engines import fused
 from nv_embed_sidecar.engines.attention import Heads, attend
 from nv_embed_sidecar.engines.checkpoint import Checkpoint
 from nv_embed_sidecar.engines.packing import Packed
@@ -114,10 +116,31 @@ class Rotary:
     def __init__(self, config: LlamaConfig, positions: int, device: TorchDevice) -> None:
         angles = torch.outer(torch.arange(positions, dtype=torch.float64), rope_frequencies(config))
         self._cos, self._sin = (turn.float().to(device.device) for turn in (angles.cos(), angles.sin()))
+        self._heads = config.heads
+        self._fused = device.fused
 
-    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, [rows, 1, head_width / 2] float32."""
-        return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+    def at(self, positions: Tensor) -> "Rotation":
+        """The rotation of rows with these positions, [rows] int32."""
+        if self._fused:
+            return partial(self._in_place, positions)
+        cos, sin = self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+        return partial(self._apart, cos, sin)
+
+    def _in_place(self, positions: Tensor, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        fused.kernels().rotate(qkv, positions, self._cos, self._sin, self._heads.query, self._heads.kv)
+        return self._split(qkv)
+
+    def _apart(self, cos: Tensor, sin: Tensor, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = self._split(qkv)
+        return rotate(query, cos, sin, scale=self._heads.width**-0.5), rotate(key, cos, sin), value
+
+    def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = qkv.split_with_sizes((self._heads.query, self._heads.kv, self._heads.kv), dim=1)
+        return query, key, value
+
+
+Rotation = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Of [rows, heads.query + 2 * heads.kv, head_width] the queries, turned and scaled for attention, the keys, turned, and the values."""
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, scale: float = 1.0) -> Tensor:
@@ -150,23 +173,22 @@ class Layer:
         qkv = [weight("self_attn.q_proj", attended, width), weight("self_attn.k_proj", shared, width), weight("self_attn.v_proj", shared, width)]
         self._qkv = device.linear(torch.cat(qkv))
         self._out = device.linear(weight("self_attn.o_proj", width, attended))
-        self._gate = device.linear(weight("mlp.gate_proj", config.intermediate, width))
-        self._up = device.linear(weight("mlp.up_proj", config.intermediate, width))
+        self._gated = device.gated(weight("mlp.gate_proj", config.intermediate, width), weight("mlp.up_proj", config.intermediate, width))
         self._down = device.linear(weight("mlp.down_proj", width, config.intermediate))
 
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, packed: Packed) -> Tensor:
-        x = self._out.plus(self._attend(rms_norm(x, self._norm_before_attention, self._eps), cos, sin, packed), x)
-        normed = rms_norm(x, self._norm_before_mlp, self._eps)
-        return self._down.plus(self._up.times(normed, self._gate.silu(normed)), x)
+    def __call__(self, x: Tensor, rotation: Rotation, packed: Packed) -> Tensor:
+        x = self._out.plus(self._attend(rms_norm(x, self._norm_before_attention, self._eps), rotation, packed), x)
+        return self._down.plus(self._gated(rms_norm(x, self._norm_before_mlp, self._eps)), x)
 
-    def _attend(self, x: Tensor, cos: Tensor, sin: Tensor, packed: Packed) -> Tensor:
-        heads = self._heads
-        query, key, value = self._qkv(x).view(packed.rows, -1, heads.width).split_with_sizes((heads.query, heads.kv, heads.kv), dim=1)
-        return attend(rotate(query, cos, sin, scale=heads.width**-0.5), rotate(key, cos, sin), value, packed, heads)
+    def _attend(self, x: Tensor, rotation: Rotation, packed: Packed) -> Tensor:
+        query, key, value = rotation(self._qkv(x).view(packed.rows, -1, self._heads.width))
+        return attend(query, key, value, packed, self._heads)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Each row to unit mean square in float32, cast back, then times the weight."""
+    """Each row to unit mean square in float32, times the weight. On a GPU one pass does both, and rounds once."""
+    if x.is_cuda:
+        return functional.rms_norm(x, weight.shape, weight, eps)
     return functional.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype) * weight
 
 
@@ -179,7 +201,7 @@ class Llama:
 
     def __init__(self, config: LlamaConfig, positions: int, checkpoint: Checkpoint, device: TorchDevice) -> None:
         self.width = config.width
-        self.compiled = device.compiled
+        self.compiled, self.recordable = device.compiled, device.recordable
         self.linear_work = 2 * config.layers * config.layer_weights
         self.attention_work = 4 * config.layers * config.heads.query * config.heads.width
         self._eps = config.norm_eps
@@ -191,7 +213,7 @@ class Llama:
     def __call__(self, packed: Packed) -> Tensor:
         """Hidden states after the final norm, [rows, width]."""
         x = functional.embedding(packed.ids, self._embeddings)
-        cos, sin = self._rotary.at(packed.positions)
+        rotation = self._rotary.at(packed.positions)
         for layer in self._layers:
-            x = layer(x, cos, sin, packed)
+            x = layer(x, rotation, packed)
         return rms_norm(x, self._norm, self._eps)

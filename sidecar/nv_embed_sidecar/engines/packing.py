@@ -9,11 +9,14 @@ In:  sequences of token ids      Out: rows of ids and positions, and where each 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import groupby
 
 import numpy
 import torch
 from torch import Tensor
+
+TILE = 64
+"""Rows of a text that a GPU's attention takes at a time."""
 
 
 @dataclass(frozen=True)
@@ -38,50 +41,86 @@ class Packed:
     """A packed batch.
 
     Attributes:
-        ids, positions: [rows] int64; rows beyond the last run belong to no text.
+        ids: [rows] int32; rows beyond the last run belong to no text.
+        positions, ends: [rows] int32, each row's place in its text, and the row at which that text ends; 0 both for a row of no text.
         runs: in the order of the rows.
         bounds: [texts + 1] int32, the row at which each text begins, and the last one's end.
+        longest: tokens of the longest text.
+        tiles: [tiles] int32, the first row of each tile of at most `TILE` rows of one text; or `rows`, for a tile of none.
     """
 
     ids: Tensor
     positions: Tensor
+    ends: Tensor
     runs: tuple[Run, ...]
     bounds: Tensor
+    longest: int
+    tiles: Tensor
 
     @property
     def rows(self) -> int:
         return len(self.ids)
 
     @property
+    def is_padded(self) -> bool:
+        """Whether there may be rows of no text."""
+        return self.tokens < self.rows
+
+    @property
     def tokens(self) -> int:
         return sum(run.texts * run.length for run in self.runs)
 
-    @property
-    def longest(self) -> int:
-        return max(run.length for run in self.runs)
 
-
-def pack(batch: Sequence[Sequence[int]], device: torch.device, multiple: int) -> Packed:
+def pack(batch: Sequence[Sequence[int]], device: torch.device, *, multiple: int = 1, least: int = 1) -> Packed:
     """Pack texts whose lengths are in order.
 
     Args:
         batch: token ids; texts of equal length must be neighbours.
         multiple: rows are filled up to a multiple of it.
+        least: and to so many.
     """
     lengths = [len(ids) for ids in batch]
-    starts = [0, *accumulate(lengths)]
-    rows = -(-starts[-1] // multiple) * multiple
-    ids = numpy.zeros(rows, dtype=numpy.int64)
-    positions = numpy.zeros(rows, dtype=numpy.int64)
-    for sequence, start, end in zip(batch, starts, starts[1:], strict=False):
-        ids[start:end] = sequence
-        positions[start:end] = numpy.arange(end - start)
-    return Packed(
-        torch.from_numpy(ids).to(device),
-        torch.from_numpy(positions).to(device),
-        tuple(_runs(lengths)),
-        torch.tensor(starts, dtype=torch.int32, device=device),
-    )
+    rows = max(-(-sum(lengths) // multiple) * multiple, least)
+    tiles = sum(-(-length // TILE) for length in lengths)
+    return _unfolded(padded(batch, rows, len(batch), tiles).to(device), rows, len(batch), tuple(_runs(lengths)), max(lengths))
+
+
+def fixed(numbers: Tensor, rows: int, texts: int) -> Packed:
+    """A batch of a fixed size, which is whatever the array of `padded` holds when it is computed."""
+    return _unfolded(numbers, rows, texts, (), rows)
+
+
+def padded(batch: Sequence[Sequence[int]], rows: int, texts: int, tiles: int) -> Tensor:
+    """A batch filled up with rows of no text, texts of no tokens and tiles of no rows: `Packed`'s tensors, one behind the other.
+
+    They are one array, because a way to the device takes as long for a number as for thousands.
+
+    Returns:
+        [3 * rows + texts + 1 + tiles] int32, on the CPU.
+    """
+    numbers = numpy.zeros(3 * rows + texts + 1 + tiles, dtype=numpy.int32)
+    ids, positions, ends, bounds, firsts = numpy.split(numbers, [rows, 2 * rows, 3 * rows, 3 * rows + texts + 1])
+    lengths = numpy.zeros(texts, dtype=numpy.int32)
+    lengths[: len(batch)] = [len(sequence) for sequence in batch]
+    numpy.cumsum(lengths, out=bounds[1:])
+    tokens = bounds[-1]
+    for sequence, start in zip(batch, bounds.tolist(), strict=False):
+        ids[start : start + len(sequence)] = sequence
+    positions[:tokens] = numpy.arange(tokens) - numpy.repeat(bounds[:-1], lengths)
+    ends[:tokens] = numpy.repeat(bounds[1:], lengths)
+    found = numpy.flatnonzero(positions[:tokens] % TILE == 0)
+    firsts[: len(found)], firsts[len(found) :] = found, rows
+    return torch.from_numpy(numbers)
+
+
+def most_tiles(rows: int, texts: int) -> int:
+    """That so many texts may have."""
+    return rows // TILE + texts
+
+
+def _unfolded(numbers: Tensor, rows: int, texts: int, runs: tuple[Run, ...], longest: int) -> Packed:
+    ids, positions, ends, bounds, tiles = torch.split(numbers, [rows, rows, rows, texts + 1, len(numbers) - 3 * rows - texts - 1])
+    return Packed(ids, positions, ends, runs, bounds, longest, tiles)
 
 
 def _runs(lengths: Sequence[int]) -> Iterator[Run]:

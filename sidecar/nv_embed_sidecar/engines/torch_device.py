@@ -5,20 +5,28 @@ On the CPU half precision is used where it is quicker, which is measured: proces
 """
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nv_embed.errors import InvalidInput
-from nv_embed_sidecar.engines import kernels
-from nv_embed_sidecar.engines.linear import CompiledLinear, Fp8Linear, Int8Linear, Linear, OneDnnLinear, PlainLinear, has_onednn
+from nv_embed_sidecar.engines import fused, kernels
+from nv_embed_sidecar.engines.linear import CompiledLinear, Fp8Linear, FusedGated, Gated, Int8Linear, Linear, OneDnnLinear, PlainLinear, has_onednn
+from nv_embed_sidecar.engines.packing import Packed, pack
+from nv_embed_sidecar.pooling import MEAN, POOLINGS
+
+Pooling = Callable[[Tensor, Tensor], Tensor]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 QUANTIZED = {"int8": "cpu", "fp8": "cuda"}
 """Precisions of the products alone, and the device whose units they are for; all else is in half precision."""
 ROWS_ON_CPU = 16
 """Rows of a packed batch are filled up to a multiple of it: oneDNN makes a kernel for each number of rows, and a single row is another's work."""
+
+LEAST_ROWS_ON_CUDA = 256
+"""Of a packed batch: cuBLAS computes fewer by kernels that add up in another order, which changes the last digits and gains next to nothing."""
 
 TRIAL_WIDTH = 512
 TRIAL_ROUNDS = 5
@@ -43,8 +51,20 @@ class TorchDevice:
         return self.device.type == "cpu" and self.precision == "bf16" and kernels.level() != kernels.NONE
 
     @property
-    def row_multiple(self) -> int:
-        return ROWS_ON_CPU if self.device.type == "cpu" and not self.compiled else 1
+    def fused(self) -> bool:
+        """Whether what lies between products is our own kernels'."""
+        return fused.serve(self.device, self.dtype)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether all that a model does depends on what a batch holds by what lies on the device, so that it can be recorded and played."""
+        return self.device.type == "cuda" and self.dtype == torch.bfloat16
+
+    def pack(self, batch: Sequence[Sequence[int]]) -> Packed:
+        """A batch with as many rows as this device's products want."""
+        if self.device.type == "cuda":
+            return pack(batch, self.device, least=LEAST_ROWS_ON_CUDA)
+        return pack(batch, self.device, multiple=1 if self.compiled else ROWS_ON_CPU)
 
     def tensor(self, stored: Tensor) -> Tensor:
         """A tensor of a checkpoint, copied here: one mapped from a file is not aligned, which is slower and changes the last digits."""
@@ -53,11 +73,23 @@ class TorchDevice:
     def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
         """The product with a weight of a checkpoint, [out, in], and a bias, [out]."""
         moved = None if bias is None else self.tensor(bias)
-        if self.precision in QUANTIZED:
-            quantized = Int8Linear if self.precision == "int8" else Fp8Linear
-            return quantized(weight.to(self.device), moved)
+        if self.precision == "int8":
+            return Int8Linear(weight.to(self.device), moved)
+        if self.precision == "fp8":
+            return Fp8Linear(weight.to(self.device), moved, self.fused)
         unquantized = CompiledLinear if self.compiled else OneDnnLinear if self.device.type == "cpu" and has_onednn() else PlainLinear
         return unquantized(self.tensor(weight), moved)
+
+    def gated(self, gate: Tensor, up: Tensor) -> Gated | FusedGated:
+        """silu of the product with one weight of a checkpoint, times the product with another, each [out, in]."""
+        return FusedGated(self.linear(torch.cat((gate, up)))) if self.fused else Gated(self.linear(gate), self.linear(up))
+
+    def pooling(self, name: str) -> Pooling:
+        """The way from hidden states to vectors that `pooling.py` calls so."""
+        if name == MEAN and self.fused:
+            mean: Pooling = fused.kernels().mean
+            return mean
+        return POOLINGS[name]
 
 
 def has_gpu() -> bool:

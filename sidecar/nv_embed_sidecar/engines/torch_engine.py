@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from nv_embed_sidecar.engines import Capacity, OutOfMemory, Vectors, kernels
+from nv_embed_sidecar.engines.graphs import recorded
 from nv_embed_sidecar.engines.linear import ROWS
-from nv_embed_sidecar.engines.packing import Packed, pack, pieces
+from nv_embed_sidecar.engines.packing import Packed, pieces
 from nv_embed_sidecar.engines.torch_device import TorchDevice
-from nv_embed_sidecar.pooling import POOLINGS
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +60,14 @@ class Model(Protocol):
         linear_work: operations a token in the products.
         attention_work: operations a token, and a token that it attends to.
         compiled: whether the compiled kernels compute it.
+        recordable: whether it reads nothing of a batch but what lies on the device.
     """
 
     width: int
     linear_work: int
     attention_work: int
     compiled: bool
+    recordable: bool
 
     def __call__(self, packed: Packed) -> Tensor:
         """Hidden states, [rows, width]."""
@@ -81,12 +83,12 @@ class TorchEngine:
 
     def __init__(self, load: Callable[[], Model], pooling: str, device: TorchDevice) -> None:
         self._load = load
-        self._pool = POOLINGS[pooling]
+        self._pool = device.pooling(pooling)
         self._device = device
         self._threads = device.threads if device.device.type == "cpu" else 1
         self._workers = ThreadPoolExecutor(self._threads, thread_name_prefix="engine", initializer=_compute_alone)
         with _memory_errors():
-            self._model = load()
+            self._take(load())
         self.width = self._model.width
         self.device = device.device.type
         self.precision = device.precision
@@ -103,18 +105,22 @@ class TorchEngine:
             return self._encode(batch)
 
     def rebuild(self) -> None:
-        del self._model  # there may be no room for two
+        del self._model, self._graphs  # there may be no room for two
         gc.collect()
         if self.device == "cuda":
             torch.cuda.synchronize()  # raises if the context is lost, which only a new process can mend
             torch.cuda.empty_cache()
         with _memory_errors():
-            self._model = self._load()
+            self._take(self._load())
 
     @torch.inference_mode()
     def hidden_states(self, ids: Sequence[int]) -> Tensor:
         """Hidden states of one text, [len(ids), width] float32."""
-        return self._model(pack([ids], self._device.device, self._device.row_multiple))[: len(ids)].float()
+        return self._model(self._device.pack([ids]))[: len(ids)].float()
+
+    def _take(self, model: Model) -> None:
+        self._model = model
+        self._graphs = recorded(model, self._device) if model.recordable else None
 
     def _encode(self, batch: Sequence[Sequence[int]]) -> Vectors:
         lengths = [len(ids) for ids in batch]
@@ -146,9 +152,16 @@ class TorchEngine:
 
     @torch.inference_mode()
     def _compute(self, batch: Sequence[Sequence[int]]) -> Vectors:
-        packed = pack(batch, self._device.device, self._device.row_multiple)
-        vectors: Vectors = self._pool(self._model(packed)[: packed.tokens], packed.bounds).cpu().numpy()
+        vectors: Vectors = self._pool(*self._states(batch)).cpu().numpy()
         return vectors
+
+    def _states(self, batch: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Hidden states of a batch's tokens, [tokens, width], and its texts' bounds, as in `Packed`."""
+        recording = self._graphs.find(len(batch), sum(map(len, batch))) if self._graphs is not None else None
+        if recording is not None:
+            return recording(batch)
+        packed = self._device.pack(batch)
+        return self._model(packed)[: packed.tokens], packed.bounds
 
 
 def _compute_alone() -> None:

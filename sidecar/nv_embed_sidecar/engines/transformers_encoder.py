@@ -23,6 +23,7 @@ class TransformersEncoder:
     """A transformers model whose output is hidden states."""
 
     compiled = False
+    recordable = False
 
     def __init__(self, encoder: Any) -> None:
         self._encoder = encoder
@@ -54,7 +55,7 @@ class TransformersEncoder:
     @torch.inference_mode()
     def check_sees_the_whole_text(self, device: TorchDevice) -> None:
         """Refuse a causal model: its vectors would be plausible and wrong."""
-        first, other = (self(pack([[1, 2, 3, 1, 2, 3, 1, last]], device.device, 1))[0] for last in (2, 3))
+        first, other = (self(pack([[1, 2, 3, 1, 2, 3, 1, last]], device.device))[0] for last in (2, 3))
         if torch.equal(first, other):
             raise InvalidInput("the model is causal: a token does not see what follows it", hint="serve a model that was trained as an encoder")
 
