@@ -1,8 +1,8 @@
 """
 What a precision costs in search quality.
 
-The documents and queries of test collections are embedded by the engine in fp32, bf16 and int8, in one run; each query is answered by exact search
-over all documents. Prints nDCG@10 and Recall@5, what is lost to fp32, and how near the vectors are to those in fp32.
+The documents and queries of test collections are embedded by the engine in each precision of the device, in one run; each query is answered by exact
+search over all documents. Prints nDCG@10 and Recall@5, what is lost to fp32, and how near the vectors are to those in fp32.
 
     bench/quality.py BEIR_DIR… [--model minilm] [--device auto] [--split test] [--documents N]
 
@@ -35,7 +35,7 @@ from nv_embed.demo.scoring import ndcg_at, recall_at
 from nv_embed.errors import EmbedError
 
 K = 10
-PRECISIONS = ("fp32", "bf16", "int8")
+PRECISIONS = ("fp32", "bf16", "int8", "fp8")
 
 
 @dataclass(frozen=True)
