@@ -152,7 +152,7 @@ def main() -> None:
         }
     result = report(options, shape, peak, timed, latencies, before)
     if not options.tiny:
-        keep(f"gpu-1b-{options.precision}", result)
+        keep(f"gpu-1b-{options.precision}", result, options.device)
     print(result)
 
 

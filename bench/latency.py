@@ -110,7 +110,7 @@ def main() -> None:
                 print(f"round {turn + 1} of {options.rounds}", file=sys.stderr, flush=True)
                 run_round(measured, client, queries, bulk, flood, options.phase_s)
     result = report(options, measured, about, load)
-    keep(f"latency-{about['model'].replace('/', '-')}", result)
+    keep(f"latency-{about['model']}", result, about["device"])
     print(result)
 
 

@@ -18,11 +18,15 @@ def machine() -> str:
     cpu = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "unknown CPU"
     )
-    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
-    features = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags.split()]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "sentence-transformers", "grpcio", "psycopg"))
-    return f"{cpu}, {os.cpu_count()} cores ({' '.join(features)}), {memory:.0f} GiB; Python {platform.python_version()}, {versions}"
+    return f"{cpu}, {os.cpu_count()} cores ({' '.join(features())}), {memory:.0f} GiB; Python {platform.python_version()}, {versions}"
+
+
+def features() -> list[str]:
+    """The processor's instructions for an encoder, wider ones last."""
+    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
+    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags.split()]
 
 
 def load_average() -> float:
@@ -46,10 +50,20 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
-def keep(name: str, text: str) -> None:
-    """Keep what a benchmark printed."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text(text)
+def keep(name: str, text: str, device: str = "cpu") -> None:
+    """Keep what a benchmark printed, apart from what it printed on other kinds of processors."""
+    folder = RESULTS / kind(device)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name.replace('/', '-')}.md").write_text(text)
+
+
+def kind(device: str) -> str:
+    """A GPU's name, or a CPU's widest instructions for an encoder."""
+    if device == "cuda":
+        from torch.cuda import get_device_name
+
+        return get_device_name().lower().replace(" ", "-")
+    return (features() or ["cpu"])[-1].replace("_", "-")
 
 
 def report(name: str, what: str, seconds: Mapping[str, Sequence[float]], ratio: tuple[str, str], *, unit: str = "s") -> None:

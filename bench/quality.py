@@ -75,7 +75,7 @@ def main() -> None:
     lines += [f"- absent: {why}" for why in absent]
     lines += [f"- {machine()}; load average before: {before:.1f}", ""]
     result = "\n".join(lines)
-    keep(f"quality-{models[0].name.replace('/', '-')}", result)
+    keep(f"quality-{models[0].name}", result, models[0].engine.device)
     print(result)
 
 

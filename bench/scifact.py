@@ -73,7 +73,7 @@ def main() -> None:
     collection = read(options.folder, options.split)
     with psycopg.connect(options.database_url or servers().dsn(), autocommit=True) as connection, schema(connection):
         result = measure(connection, collection, options.split)
-    keep(f"{result.collection}-{result.model.replace('/', '-')}", as_text(result))
+    keep(f"{result.collection}-{result.model}", as_text(result))
     print(json.dumps(asdict(result), indent=2) if options.as_json else as_text(result))
 
 

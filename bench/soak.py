@@ -94,6 +94,7 @@ class Outcome:
 class Reference:
     """The vectors of some texts by the engine alone."""
 
+    device: str
     precision: str
     vectors: dict[str, Vectors]
 
@@ -280,7 +281,7 @@ def main() -> None:
         outcomes = read_outcomes(folder)
     checks = check(outcomes, around, watched, reference.precision)
     result = report(options, f"{model} {reference.precision}", checks, outcomes, watched, before)
-    keep(f"soak-{model.replace('/', '-')}", result)
+    keep(f"soak-{model}", result, reference.device)
     print(result)
     sys.exit(0 if all(each.held for each in checks) else 1)
 
@@ -315,7 +316,8 @@ def compute(texts: Mapping[str, Sequence[str]], model: str, precision: str, devi
 
     (loaded,) = load(Settings.model_validate({"models": (model,), "precision": precision, "device": device}))
     types = {"passage": InputType.PASSAGE, "query": InputType.QUERY, "long": InputType.PASSAGE}
-    return Reference(loaded.engine.precision, {kind: encode(loaded, of_kind, types[kind]) for kind, of_kind in texts.items()})
+    vectors = {kind: encode(loaded, of_kind, types[kind]) for kind, of_kind in texts.items()}
+    return Reference(loaded.engine.device, loaded.engine.precision, vectors)
 
 
 def soak(sidecar: Sidecar, folder: Path, seconds: float, clients: int) -> tuple[Around, Watched]:

@@ -27,6 +27,7 @@ class OurEngine:
         return {
             "model": self._model.name,
             "prompt": self._model.prompt(InputType.PASSAGE),
+            "device": engine.device,
             "precision": engine.precision,
             "batch_tokens": engine.capacity.batch_tokens,
             "lengths": self._lengths,
