@@ -94,7 +94,7 @@ class TorchEngine:
         self.precision = device.precision
         self._square = self._model.attention_work / self._model.linear_work * ATTENTION_PENALTY[self.device]
         self.capacity = measure(self)
-        whose = kernels.LEVELS[kernels.level()] if self._model.compiled else "PyTorch"
+        whose = kernels.LEVELS[kernels.level()] if self._model.compiled else "Triton" if device.fused else "PyTorch"
         log.info("measured %.0f tokens/s by %s, batches of %d tokens", self.capacity.tokens_per_s, whose, self.capacity.batch_tokens)
 
     def cost(self, tokens: int) -> float:
