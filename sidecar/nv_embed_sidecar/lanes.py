@@ -65,6 +65,10 @@ class Lane:
         """How long a full batch takes."""
         return self.seconds(self.budget)
 
+    def budget_beside(self) -> float:
+        """The cost that a batch may have which is computed beside another one."""
+        return min(self.budget, self.engine.capacity.beside_tokens)
+
     def computed(self, cost: float, seconds: float) -> None:
         """Learn from a batch. A small one says more of the way to the device than of its speed."""
         self.rebuilds = 0

@@ -92,13 +92,15 @@ class Request:
     def cost_of(self, positions: Sequence[int]) -> float:
         return sum(self._costs[position] for position in positions)
 
-    def fill(self, positions: Sequence[int], vectors: Vectors) -> None:
+    def fill(self, positions: Sequence[int], vectors: Vectors) -> bool:
+        """Take some texts' vectors. Returns whether no text is without one any more."""
         self.vectors[positions] = vectors
         self.missing -= len(positions)
-        # Whoever gave up, or has failed already, stays so.
-        with suppress(InvalidStateError):
-            if not self.missing:
-                self.future.set_result(self.vectors)
+        return not self.missing
+
+    def answer(self) -> None:
+        with suppress(InvalidStateError):  # whoever gave up, or has failed already, stays so
+            self.future.set_result(self.vectors)
 
     def fail(self, error: EmbedError) -> None:
         with suppress(InvalidStateError):
@@ -224,21 +226,33 @@ class Queue:
         """The next batch, if the queue is not empty."""
         if self._suspects:
             return self._suspects.pop()
-        return self._cut() if self._flows else None
+        if not self._flows:
+            return None
+        lane = self._lane_behind()
+        return self._cut(lane, lane.budget, over=True)
 
-    def _cut(self) -> Batch:
+    def cut_beside(self) -> Batch | None:
+        """The next batch of texts that the engine may compute beside another one, if there is one."""
+        if not self._flows:
+            return None
+        lane = self._lane_behind()
+        return self._cut(lane, lane.budget_beside(), over=False)
+
+    def _lane_behind(self) -> Lane:
+        """The lane of the flow that is furthest behind."""
+        return min(self._flows.values(), key=lambda flow: flow.clock).lane
+
+    def _cut(self, lane: Lane, room: float, *, over: bool) -> Batch | None:
+        """Texts up to a cost; with `over`, one text even if it alone costs more."""
         share = 1 / len(self._flows)
-        order = [(flow.clock, number, flow) for number, flow in enumerate(self._flows.values())]
-        lane = min(order)[2].lane
-        order = [entry for entry in order if entry[2].lane is lane]
+        order = [(flow.clock, number, flow) for number, flow in enumerate(self._flows.values()) if flow.lane is lane]
         heapify(order)
         parts: dict[Request, list[int]] = {}
-        room = lane.budget
         while order:
             _, number, flow = order[0]
             request = next(iter(flow.requests))
             cost = request.next_cost()
-            if parts and cost > room:
+            if cost > room and (parts or not over):
                 # Others may have a text that fits; this flow is furthest behind, so that it goes first in the next batch.
                 heappop(order)
                 continue
@@ -253,7 +267,7 @@ class Queue:
                 heapreplace(order, (flow.clock, number, flow))
             else:
                 heappop(order)
-        return Batch(self, lane, tuple(parts.items()))
+        return Batch(self, lane, tuple(parts.items())) if parts else None
 
     def _flow(self, request: Request) -> Flow:
         key = (request.client, request.lane)

@@ -2,7 +2,8 @@
 Requests to batches, and what becomes of those that fail.
 
 Requests wait in two queues, interactive and bulk, that share the engine's time (`turns.py`), each fair among its clients (`queues.py`). One thread
-takes batches from them and alone talks to the engines. Whoever gave up or ran out of time is dropped before the next batch.
+takes batches from them and talks to the engines. While it has a bulk batch computed, a second one has small batches of queries computed beside, by
+engines that can do so; whatever fails there it leaves to the first. Whoever gave up or ran out of time is dropped before the next batch.
 
 A failure stays with whom it concerns. Memory that runs out halves the batches. A batch that fails while the engine can compute is divided until only
 the requests that cannot be computed have failed. An engine that can compute nothing fails everyone who waits for it, once, and takes nothing more
@@ -13,16 +14,14 @@ In:  token ids from service.py      Out: pooled vectors on each request's Future
 
 import logging
 import math
-import sys
 import threading
 import time
-import traceback
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from itertools import chain
 
 import numpy
 
@@ -31,11 +30,13 @@ from nv_embed_sidecar.engines import Engine, OutOfMemory, Vectors
 from nv_embed_sidecar.lanes import Lane
 from nv_embed_sidecar.queues import Batch, Limits, Queue, Request
 from nv_embed_sidecar.turns import Turns
-from nv_embed_sidecar.watchdog import Watchdog
+from nv_embed_sidecar.workers import Worker
 
 log = logging.getLogger(__name__)
 
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 0.1, 30.0
+
+Work = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Patience:
 
 
 class Scheduler:
-    """The queues and the thread that empties them.
+    """The queues and the threads that empty them.
 
     Args:
         limits: what may wait, per priority.
@@ -82,24 +83,25 @@ class Scheduler:
         self._changed = threading.Condition()
         self._turns = Turns()
         self._lanes: dict[Engine, Lane] = {}
-        self._under_way: Batch | None = None
+        self._under_way: set[Batch] = set()
         self._refusal: Callable[[], EmbedError] | None = None
         self._ended = False
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._watchdog = Watchdog(self._patience.hang_s, self._hangs)
+        self._engine = Worker("engine", self._step, self._patience.hang_s, self._die)
+        self._beside = Worker("beside", self._step_beside, self._patience.hang_s, self._die)
 
     def start(self) -> None:
-        self._thread.start()
-        self._watchdog.start()
+        self._engine.start()
+        self._beside.start()
 
     def close(self) -> None:
-        """Let the batch under way finish, and end the thread; whoever still waits gets Unavailable."""
+        """Let the batches under way finish, and end the threads; whoever still waits gets Unavailable."""
         with self._changed:
             self._refusal = self._refusal or _shutting_down
-            self._changed.notify()
+            self._changed.notify_all()
         self._over.wait()
-        self._watchdog.close()
+        self._engine.close()
+        self._beside.close()
 
     def waiting_texts(self) -> int:
         """Texts of both priorities that are not yet in a batch."""
@@ -141,7 +143,7 @@ class Scheduler:
         with self._changed:
             self._check(request.lane, queue, client, len(ids), request.cost)
             queue.enter(request)
-            self._changed.notify()
+            self._changed.notify_all()
         # Weakly, because a future keeps its callbacks: a cycle would hold the request's tokens and vectors until Python looks for cycles.
         weakly = weakref.ref(request)
         request.future.add_done_callback(lambda _: self._forget(queue, weakly()))
@@ -175,31 +177,31 @@ class Scheduler:
             with self._changed:
                 queue.leave(request)
 
-    def _run(self) -> None:
-        try:
-            while self._step():
-                pass
-            self._end(_shutting_down)
-        except BaseException as error:  # whatever ends this thread must be seen: nobody else computes
-            log.critical("the engine's thread has died", exc_info=True)
-            self._die(f"the engine's thread has died of {type(error).__name__}")
-
     def _step(self) -> bool:
-        """Do what is next, and hold nothing of it afterwards. Returns False when closing."""
-        work = self._next()
+        """The engine's thread: do what is next."""
+        work = self._next(lambda now: self._rebuilding(now) or self._computing())
+        if work is not None:
+            work()
+        else:
+            self._shut_down()
+        return work is not None
+
+    def _step_beside(self) -> bool:
+        """The second thread: compute what can be computed beside the batch under way."""
+        work = self._next(lambda _: self._computing_beside())
         if work is not None:
             work()
         return work is not None
 
-    def _next(self) -> Callable[[], None] | None:
-        """What to do next, as soon as there is something; None when closing."""
+    def _next(self, find: Callable[[float], Work | None]) -> Work | None:
+        """What `find` finds to do at some time, as soon as there is something; None when closing."""
         while True:
             with self._changed:
                 if self._refusal is not None:
                     return None
                 now = time.monotonic()
                 expired = [request for request in self._turns.everyone() if request.deadline <= now]
-                work = None if expired else self._rebuilding(now) or self._computing()
+                work = None if expired else find(now)
                 if work is None and not expired:
                     self._changed.wait(self._until_rebuild_s(now))
             # Outside the lock: a future's callbacks take it again.
@@ -208,7 +210,7 @@ class Scheduler:
             if work is not None:
                 return work
 
-    def _rebuilding(self, now: float) -> Callable[[], None] | None:
+    def _rebuilding(self, now: float) -> Work | None:
         due = (lane for lane in self._lanes.values() if lane.retry_at <= now)
         return next((partial(self._rebuild, lane) for lane in due), None)
 
@@ -216,15 +218,25 @@ class Scheduler:
         due = min((lane.retry_at for lane in self._lanes.values()), default=math.inf)
         return None if due == math.inf else max(due - now, 0.0)
 
-    def _computing(self) -> Callable[[], None] | None:
-        self._under_way = batch = self._turns.cut()
-        return None if batch is None else partial(self._compute, batch)
+    def _computing(self) -> Work | None:
+        return self._begun(self._turns.cut(), self._compute)
+
+    def _computing_beside(self) -> Work | None:
+        if not any(batch.queue is self._turns.bulk for batch in self._under_way):
+            return None
+        return self._begun(self._turns.cut_beside(), self._compute_beside)
+
+    def _begun(self, batch: Batch | None, compute: Callable[[Batch], None]) -> Work | None:
+        if batch is None:
+            return None
+        self._under_way.add(batch)
+        self._changed.notify_all()
+        return partial(compute, batch)
 
     def _compute(self, batch: Batch) -> None:
         started = time.monotonic()
         try:
-            with self._watchdog.over(max(self._patience.hang_s, self._patience.hang_factor * batch.lane.seconds(batch.cost))):
-                vectors = batch.lane.encode(batch.ids())
+            vectors = self._encode(batch, self._engine)
             batch.lane.computed(batch.cost, time.monotonic() - started)
             self._deliver(batch, vectors)
         except OutOfMemory:
@@ -233,8 +245,31 @@ class Scheduler:
             # The message may be logged: an engine sees ids, never a text.
             log.exception("a batch of %d texts failed: %s", batch.texts, error)
             self._divide(batch)
-        self._turns.ran(batch, time.monotonic() - started)
-        self._under_way = None
+        self._ran(batch, started)
+
+    def _compute_beside(self, batch: Batch) -> None:
+        """Compute a batch, or leave it to the engine's thread, which finds out what is wrong."""
+        started = time.monotonic()
+        try:
+            vectors = self._encode(batch, self._beside)
+            if not numpy.isfinite(vectors).all():
+                raise FloatingPointError("vectors that are not finite")
+            self._deliver(batch, vectors)
+        except Exception:
+            log.warning("a batch of %d texts failed beside another one and is computed again", batch.texts, exc_info=True)
+            with self._changed:
+                batch.queue.suspect([batch])
+        self._ran(batch, started)
+
+    def _encode(self, batch: Batch, worker: Worker) -> Vectors:
+        with worker.over(max(self._patience.hang_s, self._patience.hang_factor * batch.lane.seconds(batch.cost))):
+            return batch.lane.encode(batch.ids())
+
+    def _ran(self, batch: Batch, started: float) -> None:
+        with self._changed:
+            self._turns.ran(batch, time.monotonic() - started)
+            self._under_way.discard(batch)
+            self._changed.notify_all()
 
     def _deliver(self, batch: Batch, vectors: Vectors) -> None:
         """Give each request its rows; one whose rows are not numbers fails, and makes the engine suspicious."""
@@ -244,7 +279,10 @@ class Scheduler:
             rows = slice(first, first + len(positions))
             first += len(positions)
             if finite[rows].all():
-                request.fill(positions, vectors[rows])
+                with self._changed:
+                    complete = request.fill(positions, vectors[rows])
+                if complete:
+                    request.answer()
             else:
                 self._fail_alone(request, [position for position, fine in zip(positions, finite[rows], strict=True) if not fine])
         if not finite.all():
@@ -285,7 +323,7 @@ class Scheduler:
     def _works(self, batch: Batch) -> bool:
         """Whether the engine can compute the simplest input, after a batch of its failed. If not, everyone who waits for it hears of it."""
         try:
-            with self._watchdog.over(self._patience.hang_s):
+            with self._engine.over(self._patience.hang_s):
                 batch.lane.probe()
         except Exception as error:
             log.exception("the engine fails on the simplest input too, not serving: %s", error)
@@ -298,7 +336,7 @@ class Scheduler:
         lane = batch.lane
         with self._changed:
             lane.broken = True
-            waiting = [*self._turns.everyone(), *batch.requests()]
+            waiting = self._everyone()
         self._on_health(False)
         for request in waiting:
             if request.lane is lane:
@@ -314,8 +352,9 @@ class Scheduler:
 
     def _rebuild(self, lane: Lane) -> None:
         lane.rebuilds += 1
+        self._wait_for_beside()
         try:
-            with self._watchdog.over(self._patience.rebuild_s):
+            with self._engine.over(self._patience.rebuild_s):
                 lane.engine.rebuild()
                 lane.probe()
         except Exception as error:
@@ -332,11 +371,18 @@ class Scheduler:
             log.warning("the engine works again: serving")
             self._on_health(True)
 
-    def _hangs(self) -> None:
-        frame = sys._current_frames().get(self._thread.ident or 0)
-        places = ", ".join(f"{Path(place.filename).name}:{place.lineno} {place.name}" for place in traceback.extract_stack(frame)[-3:])
-        log.critical("the engine's thread hangs in %s", places)
-        self._die("the engine hangs")
+    def _everyone(self) -> list[Request]:
+        """Who waits for an answer."""
+        return [*self._turns.everyone(), *chain.from_iterable(batch.requests() for batch in self._under_way)]
+
+    def _shut_down(self) -> None:
+        self._wait_for_beside()
+        self._end(_shutting_down)
+
+    def _wait_for_beside(self) -> None:
+        """Until the second thread computes nothing: this one does not either. A hang there ends the wait too."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or not self._under_way)
 
     def _die(self, reason: str) -> None:
         """Nothing will be computed any more."""
@@ -351,7 +397,8 @@ class Scheduler:
                 return False
             self._ended = True
             self._refusal = refusal
-            left = [*self._turns.everyone(), *(self._under_way.requests() if self._under_way else ())]
+            self._changed.notify_all()
+            left = self._everyone()
         for request in left:
             request.fail(refusal())
         self._over.set()

@@ -1,11 +1,14 @@
 """
 Interactive before bulk, and a share for bulk.
 
-Interactive batches go first, so that a query waits for the one batch under way and no more. But while bulk waits too, interactive work may run ahead
-of its share of the engine's time by no more than one full batch: a flood of queries leaves bulk its share, and a query now and then never notices.
+Interactive batches go first, so that a query waits for the one batch under way and no more, or not even that, where the engine can compute it beside.
+But while bulk waits too, interactive work may run ahead of its share of the engine's time by no more than one full batch: a flood of queries leaves
+bulk its share, and a query now and then never notices.
 
 In:  two queues, and how long each batch took      Out: the next batch
 """
+
+from collections.abc import Callable
 
 from nv_embed_sidecar.queues import Batch, Queue, Request
 
@@ -21,7 +24,8 @@ class Turns:
         self.bulk = Queue()
         # Engine seconds by which interactive work is ahead. Only time for which both kinds waited counts, so that nothing is saved up.
         self._lead_s = 0.0
-        self._contested = False
+        # Batches under way that were cut while both waited.
+        self._contested: set[Batch] = set()
 
     def queue(self, *, interactive: bool) -> Queue:
         return self.interactive if interactive else self.bulk
@@ -31,17 +35,31 @@ class Turns:
 
     def cut(self) -> Batch | None:
         """The next batch, if anything waits."""
-        self._contested = self._both_wait()
-        bulk_is_due = self._contested and self._lead_s >= self.bulk.batch_s()
-        return (self.bulk if bulk_is_due or self.interactive.is_empty() else self.interactive).cut()
+        return self._begun((self.bulk if self._bulk_is_due() or self.interactive.is_empty() else self.interactive).cut)
+
+    def cut_beside(self) -> Batch | None:
+        """A batch of queries that may be computed while a bulk batch is, if one waits and queries are not too far ahead."""
+        return None if self._bulk_is_due() else self._begun(self.interactive.cut_beside)
 
     def ran(self, batch: Batch, seconds: float) -> None:
-        """The batch that was cut last has been dealt with, and kept the engine busy for so long."""
+        """A batch has been dealt with, and kept the engine, or a part of it, busy for so long."""
+        contested = batch in self._contested
+        self._contested.discard(batch)
         if batch.queue is self.bulk:
             lead_s = self._lead_s - seconds
-            self._lead_s = lead_s if self._contested else max(lead_s, 0.0)
+            self._lead_s = lead_s if contested else max(lead_s, 0.0)
         else:
-            self._lead_s = self._lead_s + seconds * BULK_SHARE / (1 - BULK_SHARE) if self._contested else 0.0
+            self._lead_s = self._lead_s + seconds * BULK_SHARE / (1 - BULK_SHARE) if contested else 0.0
+
+    def _bulk_is_due(self) -> bool:
+        return self._both_wait() and self._lead_s >= self.bulk.batch_s()
+
+    def _begun(self, cut: Callable[[], Batch | None]) -> Batch | None:
+        contested = self._both_wait()
+        batch = cut()
+        if batch is not None and contested:
+            self._contested.add(batch)
+        return batch
 
     def wait_s(self, queue: Queue) -> float:
         """How long it takes to compute all that waits in a queue."""

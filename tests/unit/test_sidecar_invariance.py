@@ -4,6 +4,7 @@ The vector of a text is its own: alone, in any batch, in any order, next to any 
 On the CPU it is so to the last bit, in every precision.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -69,6 +70,18 @@ def test_many_short_texts_beside_a_few_long_ones_keep_their_vectors(kind: str, m
     expected = alone(models[1], texts)
     for model in models.values():
         is_invariant(model, texts, order=range(len(texts))[::-1], most=61, expected=expected)
+
+
+def test_a_short_text_that_is_computed_beside_a_batch_has_its_vector_and_so_have_the_others(kind: str, models: dict[int, Model]) -> None:
+    model = models[2]
+    texts = [sequence(length, VOCABULARY[kind], seed) for seed, length in enumerate([LONGEST[kind], *(3 + position % 40 for position in range(60))])]
+    short = [sequence(length, VOCABULARY[kind]) for length in (1, 5, 9, 17)]
+    expected, expected_short = alone(models[1], texts), alone(models[1], short)
+    with ThreadPoolExecutor(1) as beside:
+        for _ in range(5):
+            computing = beside.submit(alone, model, short * 3)
+            is_same(model, model.engine.encode(texts), expected)
+            is_same(model, computing.result(), numpy.tile(expected_short, (3, 1)))
 
 
 def test_a_text_has_one_vector_in_8_bits_too(kind: str, source: Path | str) -> None:

@@ -5,81 +5,20 @@ The scheduler with engines whose batches the test starts and ends.
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import CancelledError, Future
-from contextlib import contextmanager
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from queue import SimpleQueue
 
 import numpy
 import pytest
-from nv_embed_sidecar.engines import Capacity, OutOfMemory, Vectors
-from nv_embed_sidecar.queues import GREED, Limits
+from nv_embed_sidecar.engines import OutOfMemory
+from nv_embed_sidecar.queues import GREED
 from nv_embed_sidecar.scheduler import Patience, Scheduler
 from nv_embed_sidecar.turns import BULK_SHARE
 from program import eventually
+from stepping import AT_ONCE, BATCH_TOKENS, LIMITS, PROBE, WAIT_S, Health, SteppedEngine, names, occupy, refuses, running, text
 
 from nv_embed.errors import DeadlineExceeded, EngineFailure, Overloaded, Unavailable
-
-WAIT_S = 10.0
-BATCH_TOKENS = 8
-LIMITS = Limits(texts=100, cost=1000, requests=20)
-AT_ONCE = Patience(rebuild_pauses_s=(0.0, 0.0, 0.0))
-
-Verdict = BaseException | Vectors | None
-PROBE = [[0]]
-
-
-class SteppedEngine:
-    """Every batch is shown to the test and waits until the test lets it go. A vector holds its text's first id and its length."""
-
-    width = 2
-    device = "cpu"
-    precision = "fp32"
-    capacity = Capacity(tokens_per_s=1000, batch_tokens=BATCH_TOKENS, most_tokens=BATCH_TOKENS)
-
-    def __init__(self) -> None:
-        self._begun: SimpleQueue[list[list[int]]] = SimpleQueue()
-        self._verdicts: SimpleQueue[Verdict] = SimpleQueue()
-        self.rebuilds: SimpleQueue[None] = SimpleQueue()
-
-    def cost(self, tokens: int) -> float:
-        return tokens
-
-    def encode(self, batch: Sequence[Sequence[int]]) -> Vectors:
-        self._begun.put([list(ids) for ids in batch])
-        verdict = self._verdicts.get()
-        if isinstance(verdict, BaseException):
-            raise verdict
-        return numpy.array([[ids[0], len(ids)] for ids in batch], dtype=numpy.float32) if verdict is None else verdict
-
-    def rebuild(self) -> None:
-        self.rebuilds.put(None)
-
-    def begun(self) -> list[list[int]]:
-        """The batch that the engine has just been given."""
-        return self._begun.get(timeout=WAIT_S)
-
-    def is_idle(self) -> bool:
-        return self._begun.empty()
-
-    def go_on(self, verdict: Verdict = None) -> None:
-        self._verdicts.put(verdict)
-
-    def step(self, verdict: Verdict = None) -> list[list[int]]:
-        batch = self.begun()
-        self.go_on(verdict)
-        return batch
-
-
-class Health:
-    def __init__(self) -> None:
-        self.heard: SimpleQueue[bool] = SimpleQueue()
-
-    def __call__(self, healthy: bool) -> None:
-        self.heard.put(healthy)
-
-    def next(self) -> bool:
-        return self.heard.get(timeout=WAIT_S)
 
 
 @pytest.fixture
@@ -102,39 +41,6 @@ def failures() -> SimpleQueue[str]:
 def scheduler(engine: SteppedEngine, health: Health, failures: SimpleQueue[str]) -> Iterator[Scheduler]:
     with running(Scheduler(LIMITS, health, failures.put, patience=AT_ONCE), engine) as scheduler:
         yield scheduler
-
-
-@contextmanager
-def running(scheduler: Scheduler, *engines: SteppedEngine) -> Iterator[Scheduler]:
-    scheduler.start()
-    yield scheduler
-    for engine in engines:
-        for _ in range(100):
-            engine.go_on()
-    scheduler.close()
-
-
-def text(name: int, length: int = 4) -> list[int]:
-    return [name] * length
-
-
-def names(future: "Future[Vectors]") -> list[int]:
-    return [int(row[0]) for row in future.result(WAIT_S)]
-
-
-def refuses(scheduler: Scheduler, engine: SteppedEngine) -> bool:
-    try:
-        scheduler.check(engine, 1, interactive=False)
-    except Unavailable:
-        return True
-    return False
-
-
-def occupy(scheduler: Scheduler, engine: SteppedEngine) -> "Future[Vectors]":
-    """Keep the engine busy with one batch, so that what comes now has to queue."""
-    busy = scheduler.submit(engine, [text(99)], interactive=False)
-    assert engine.begun() == [text(99)]
-    return busy
 
 
 def test_answers_come_in_the_order_of_the_texts_whatever_the_order_of_the_work(scheduler: Scheduler, engine: SteppedEngine) -> None:

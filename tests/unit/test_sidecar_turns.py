@@ -12,10 +12,11 @@ from nv_embed_sidecar.queues import Request
 from nv_embed_sidecar.turns import BULK_SHARE, Turns
 
 BATCH_S = 10
+BESIDE_S = 3
 
 
 class SlowEngine(FakeEngine):
-    capacity = Capacity(tokens_per_s=1, batch_tokens=BATCH_S, most_tokens=BATCH_S)
+    capacity = Capacity(tokens_per_s=1, batch_tokens=BATCH_S, most_tokens=BATCH_S, beside_tokens=BESIDE_S)
 
 
 class Simulation:
@@ -91,6 +92,37 @@ def test_a_flood_of_queries_leaves_bulk_its_share(query_s: int, overhead_s: floa
     while simulation.now < 3000:
         assert simulation.step()
     assert simulation.busy_s[False] / simulation.now == pytest.approx(BULK_SHARE, abs=0.02)
+
+
+@pytest.mark.parametrize("slowed", [1 / 2, 2 / 3, 9 / 10])
+@pytest.mark.parametrize("query_s", [1, 2, 3])
+def test_a_flood_of_queries_beside_bulk_batches_leaves_bulk_half_of_its_rate(simulation: Simulation, query_s: int, slowed: float) -> None:
+    """A bulk batch goes on at a part of its speed while queries are computed beside it."""
+    turns, computed = simulation.turns, 0.0
+    bulk(simulation, 5000)
+    while simulation.now < 1000:
+        ask(simulation, query_s)
+        batch = turns.cut()
+        assert batch is not None
+        begun, left = simulation.now, float(batch.cost)
+        while left > 0:
+            ask(simulation, query_s)
+            beside = turns.cut_beside() if batch.queue is turns.bulk else None
+            seconds = left if beside is None else min(beside.cost / slowed, left / slowed)
+            left -= seconds * (1 if beside is None else slowed)
+            simulation.now += seconds
+            if beside is not None:
+                turns.ran(beside, seconds)
+        turns.ran(batch, simulation.now - begun)
+        computed += batch.cost if batch.queue is turns.bulk else 0
+    assert computed / simulation.now >= 0.5
+
+
+def ask(simulation: Simulation, cost: int) -> None:
+    """See to it that queries wait."""
+    simulation.arrive(simulation.now, cost, interactive=True)
+    simulation.arrive(simulation.now, 5, interactive=False)
+    simulation._admit()
 
 
 def test_what_bulk_had_while_no_query_came_is_not_held_against_it(simulation: Simulation) -> None:

@@ -1,7 +1,8 @@
 """
 The seam between serving and arithmetic.
 
-An engine turns token ids into pooled vectors and knows nothing of texts, requests or dimensions. One thread calls it, so it need not be thread-safe.
+An engine turns token ids into pooled vectors and knows nothing of texts, requests or dimensions. One thread calls it, and where its capacity allows
+for that, a second one for small batches.
 """
 
 from collections.abc import Sequence
@@ -26,11 +27,13 @@ class Capacity:
         tokens_per_s: its rate, in the unit of `Engine.cost`.
         batch_tokens: the cost that one batch should have: it keeps the device busy, fits its memory and takes no longer than a query may wait.
         most_tokens: the cost that it may have if the device turns out to be faster, because something else kept it busy when it was measured.
+        beside_tokens: the cost of a batch that a second thread may have computed beside another one; 0 where one is computed at a time.
     """
 
     tokens_per_s: float
     batch_tokens: int
     most_tokens: int
+    beside_tokens: int = 0
 
 
 class Engine(Protocol):

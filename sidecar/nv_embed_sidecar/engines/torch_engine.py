@@ -2,7 +2,8 @@
 A model on a device, as the scheduler's engine.
 
 On the CPU a batch is dealt out to as many threads as there are cores, each with texts of its own: they wait for each other once a batch instead of at
-every product. A text that is too long for that has all cores to itself.
+every product. A text that is too long for that has all cores to itself, and a batch that one core does as well is computed by the thread that brings
+it: a second one may do so meanwhile.
 
 In:  token ids      Out: pooled vectors, and what the device was measured to do
 """
@@ -86,7 +87,7 @@ class TorchEngine:
         self._pool = device.pooling(pooling)
         self._device = device
         self._threads = device.threads if device.device.type == "cpu" else 1
-        self._workers = ThreadPoolExecutor(self._threads, thread_name_prefix="engine", initializer=_compute_alone)
+        self._workers = ThreadPoolExecutor(self._threads, thread_name_prefix="engine", initializer=_compute_with, initargs=(1,))
         with _memory_errors():
             self._take(load())
         self.width = self._model.width
@@ -99,6 +100,10 @@ class TorchEngine:
 
     def cost(self, tokens: int) -> float:
         return tokens + self._square * tokens * tokens
+
+    def beside_tokens(self) -> int:
+        """What one core computes alone: the system shares the cores among the threads. A GPU would take one after the other anyway."""
+        return int(ONE_CORE_WORK / self._model.linear_work) if self.device == "cpu" else 0
 
     def encode(self, batch: Sequence[Sequence[int]]) -> Vectors:
         with _memory_errors():
@@ -131,7 +136,7 @@ class TorchEngine:
         if threads > 1 and self._is_even(lengths, parts, threads):
             computed = self._workers.map(self._compute, texts)
         else:
-            torch.set_num_threads(threads)
+            _compute_with(threads)
             computed = map(self._compute, texts)
         for part, of_part in zip(parts, computed, strict=True):
             vectors[part] = of_part
@@ -164,9 +169,10 @@ class TorchEngine:
         return self._model(packed)[: packed.tokens], packed.bounds
 
 
-def _compute_alone() -> None:
+def _compute_with(threads: int) -> None:
+    """This thread's products are computed by so many."""
     torch.get_num_threads()  # a thread that has never asked takes over what another one set last, even after it said otherwise
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -188,7 +194,7 @@ def measure(engine: TorchEngine) -> Capacity:
     if engine.device == "cuda":
         most = min(most, _fitting_tokens(engine))
     tokens = max(min(int(rate * BATCH_S), most), TRIAL_TOKENS)
-    return Capacity(tokens_per_s=rate, batch_tokens=tokens, most_tokens=max(most, tokens))
+    return Capacity(tokens_per_s=rate, batch_tokens=tokens, most_tokens=max(most, tokens), beside_tokens=engine.beside_tokens())
 
 
 def _rate(engine: TorchEngine) -> tuple[float, int]:
