@@ -49,7 +49,9 @@ MEMORY_SHARE = 0.5
 OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "could not create a memory object")
 
 TRIAL_TOKENS = 64
-TRIAL_TEXTS = 16
+TRIAL_TEXTS = 32
+"""Of a trial of the device's memory: together more than is recorded, because a recording has its memory already."""
+
 TRIALS = 3
 MOST_TRIAL_TOKENS = 1 << 16
 
