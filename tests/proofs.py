@@ -16,10 +16,13 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from nv_embed_sidecar.engines import torch_device
 from nv_embed_sidecar.models import Model, load
 from nv_embed_sidecar.pooling import truncate
 from nv_embed_sidecar.settings import Settings
 from reference import Weights, mean_vector
+
+from nv_embed.errors import InvalidInput
 
 LEAST_COSINE = {"fp32": 0.99999, "bf16": 0.999}
 """To the float64 reference, as it is asked of every device."""
@@ -46,7 +49,20 @@ PARAMETERS_1B_WITHOUT_EMBEDDINGS = 973_146_112
 Ids = Sequence[int]
 
 
+@cache
+def refusal(device: str, precision: str) -> str:
+    """Why this machine does not compute so; nothing where it does."""
+    try:
+        torch_device.choose(device, precision, 1)
+    except InvalidInput as refused:
+        return str(refused)
+    return ""
+
+
 def served(directory: Path | str, *, device: str = "cpu", precision: str = "fp32", **settings: Any) -> Model:
+    """The model of a directory, in a precision that this machine has."""
+    if refused := refusal(device, precision):
+        pytest.skip(refused)
     return next(iter(load(Settings(models=(str(directory),), device=device, precision=precision, **settings))))
 
 

@@ -29,6 +29,7 @@ LEAST_ROWS_ON_CUDA = 256
 """Of a packed batch: cuBLAS computes fewer by kernels that add up in another order, which changes the last digits and gains next to nothing."""
 
 TRIAL_WIDTH = 512
+TRIAL_ROWS = 64
 TRIAL_ROUNDS = 5
 TRIAL_ERROR = 0.05
 
@@ -116,6 +117,9 @@ def choose(device: str, precision: str, threads: int) -> TorchDevice:
     here = TorchDevice(chosen, precision, threads)
     if not can_compute(here):
         raise InvalidInput(f"this {chosen.type} cannot compute in {precision}", hint="leave --precision out to have it chosen by the device")
+    # Half precision may be wanted for its memory; 8-bit products cost recall, and are for speed alone.
+    if precision == "int8" and not _is_quicker("int8", "fp32", threads, TRIAL_ROWS):
+        raise InvalidInput("int8 is slower than fp32 on this processor", hint="leave --precision out to have it chosen by the device")
     return here
 
 
@@ -128,7 +132,8 @@ def _prefers_bf16(device: torch.device, threads: int) -> bool:
 @torch.inference_mode()
 def can_compute(here: TorchDevice) -> bool:
     """Whether products come out right: some processors have no instructions for a precision, and some overflow in it without a word."""
-    weight, x = torch.linspace(1.0, 0.7, TRIAL_WIDTH**2).view(TRIAL_WIDTH, -1), torch.linspace(0.7, 1.0, TRIAL_WIDTH**2).view(TRIAL_WIDTH, -1)
+    weight = torch.linspace(1.0, 0.7, TRIAL_WIDTH**2).view(TRIAL_WIDTH, -1)
+    x = torch.linspace(0.7, 1.0, TRIAL_ROWS * TRIAL_WIDTH).view(TRIAL_ROWS, -1)
     expected = x @ weight.t()
     try:
         found = here.linear(weight)(here.tensor(x)).float().cpu()
@@ -138,14 +143,14 @@ def can_compute(here: TorchDevice) -> bool:
 
 
 @torch.inference_mode()
-def _is_quicker(one: str, other: str, threads: int) -> bool:
+def _is_quicker(one: str, other: str, threads: int, rows: int = TRIAL_WIDTH) -> bool:
     """Whether a core multiplies in one precision more quickly than in another: of a batch, each core has texts of its own."""
     seconds = {}
     for precision in (one, other):
         here = TorchDevice(torch.device("cpu"), precision, threads)
         if not can_compute(here):
             return precision == other
-        product, x = here.linear(torch.ones(TRIAL_WIDTH, TRIAL_WIDTH)), here.tensor(torch.ones(TRIAL_WIDTH, TRIAL_WIDTH))
+        product, x = here.linear(torch.ones(TRIAL_WIDTH, TRIAL_WIDTH)), here.tensor(torch.ones(rows, TRIAL_WIDTH))
         seconds[precision] = min(_seconds(product, x) for _ in range(TRIAL_ROUNDS))
     return seconds[one] < seconds[other]
 
