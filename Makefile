@@ -5,14 +5,14 @@ bin   := .venv/bin
 proto := nv_embed/proto/nv_embed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-system demo up down test check proto proto-check bench soak lock clean
+.PHONY: help setup setup-system demo up down test chaos check proto proto-check bench soak lock clean
 
 help: ## Say what can be done
 	@echo 'make TARGET, with TARGET one of:'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 	@printf '%s\n' '' 'Variables for setup: PYTHON=/path  PG_MAJOR=17  TORCH=debian|cpu|cuda  TORCH_INDEX_URL=index with torch for the CPU' \
 	    'Variables for test:  ARGS="what pytest takes"' 'Variables for demo:  KEEP=1 leaves the table and the servers' \
-	    'Variables for bench and soak:  DATA="folders in the layout of BEIR"  MINUTES=10'
+	    'Variables for bench, soak and chaos:  DATA="folders in the layout of BEIR"  MINUTES=10'
 
 setup: ## Install what is missing: Debian packages (as root), pgvector, the extension, .venv
 	@setup/setup.sh
@@ -31,6 +31,9 @@ down: ## Stop them
 
 test: setup ## All tests, on a real Postgres and a real sidecar
 	@$(bin)/python -m pytest $(ARGS)
+
+chaos: setup ## Ten minutes of changes while workers, sidecar and PostgreSQL are killed; MINUTES=1 for fewer
+	@PYTHONPATH=tests $(bin)/python tests/chaos.py --minutes $(or $(MINUTES),10)
 
 check: setup proto-check ## Style, types, layers, scripts: what is checked without running
 	$(bin)/ruff check

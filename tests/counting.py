@@ -28,6 +28,9 @@ class Counter(EmbedderServicer):
         self.pages.append(list(request.texts))
         return self.stub.Embed(request)
 
+    def ListModels(self, request: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:
+        return self.stub.ListModels(request)
+
 
 @contextmanager
 def counted(address: str) -> Iterator[Counter]:

@@ -93,6 +93,33 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.add_target(regclass, name, text, int) IS 'Adds the column for the vectors, or accepts one of just this type.';
 
+CREATE OR REPLACE FUNCTION nv_embed.check_mode(mode text) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF mode IN ('sync', 'async', 'off') IS NOT TRUE THEN
+        RAISE EXCEPTION 'mode % is unknown', coalesce(quote_literal(mode), 'null')
+            USING ERRCODE = '22023', HINT = 'mode is sync (in the statement itself), async (by a worker) or off';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_mode(text) IS 'Raises an error for a mode that there is not.';
+
+CREATE OR REPLACE FUNCTION nv_embed.check_truncate(truncate text) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF truncate IN ('NONE', 'START', 'END') IS NOT TRUE THEN
+        RAISE EXCEPTION 'truncate % is unknown', coalesce(quote_literal(truncate), 'null') USING ERRCODE = '22023', HINT = 'truncate is one of NONE, START, END';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_truncate(text) IS 'Raises an error for a way to truncate that there is not.';
+
 CREATE OR REPLACE FUNCTION nv_embed.check_options(
     mode text, storage text, chunk_tokens int, chunk_overlap int, truncate text
 ) RETURNS void
@@ -100,43 +127,54 @@ LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF mode IN ('async', 'off') OR chunk_tokens IS NOT NULL THEN
-        RAISE EXCEPTION '% is not available in this version', CASE WHEN chunk_tokens IS NULL THEN 'mode ' || quote_literal(mode) ELSE 'chunk_tokens' END
-            USING ERRCODE = '0A000', HINT = 'this version embeds whole rows in mode sync; nv_chunk() cuts texts by hand';
+    IF chunk_tokens IS NOT NULL THEN
+        RAISE EXCEPTION 'chunk_tokens is not available in this version'
+            USING ERRCODE = '0A000', HINT = 'this version embeds whole rows; nv_chunk() cuts texts by hand';
     END IF;
-    IF mode = 'sync' IS NOT TRUE THEN
-        RAISE EXCEPTION 'mode % is unknown', coalesce(quote_literal(mode), 'null') USING ERRCODE = '22023', HINT = 'mode is sync';
-    END IF;
+    PERFORM nv_embed.check_mode(mode);
     IF storage IN ('halfvec', 'vector') IS NOT TRUE THEN
         RAISE EXCEPTION 'storage % is unknown', coalesce(quote_literal(storage), 'null') USING ERRCODE = '22023', HINT = 'storage is halfvec or vector';
     END IF;
-    IF truncate IN ('NONE', 'START', 'END') IS NOT TRUE THEN
-        RAISE EXCEPTION 'truncate % is unknown', coalesce(quote_literal(truncate), 'null') USING ERRCODE = '22023', HINT = 'truncate is one of NONE, START, END';
-    END IF;
+    PERFORM nv_embed.check_truncate(truncate);
 END
 $$;
 
 COMMENT ON FUNCTION nv_embed.check_options(text, text, int, int, text) IS 'Raises an error for an option that auto_embed does not know.';
 
--- More rows than a few are left to nv_embed.refresh(), because a declaration holds the lock that adding a column takes.
-CREATE OR REPLACE FUNCTION nv_embed.has_few_to_fill(relation regclass, target name) RETURNS boolean
-LANGUAGE plpgsql STABLE
+-- One trigger an event, because transition tables allow neither a column list nor several events. The names say in which order they run: first what writes
+-- vectors, with the rights of whoever wrote the rows, then what queues.
+CREATE OR REPLACE FUNCTION nv_embed.triggers(id bigint) RETURNS TABLE (trigger_name name, definition text)
+LANGUAGE sql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT format('nv_embed_%s_%s', id, t.name), format('AFTER %s FOR EACH STATEMENT EXECUTE FUNCTION nv_embed.%I(%L)', t.event, t.function, id)
+    FROM (
+        VALUES
+            ('fill_insert', 'INSERT ON %s REFERENCING NEW TABLE AS new_rows', 'fill_written_rows'),
+            ('fill_update', 'UPDATE ON %s REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows', 'fill_written_rows'),
+            ('queue_insert', 'INSERT ON %s REFERENCING NEW TABLE AS new_rows', 'queue_written_rows'),
+            ('queue_update', 'UPDATE ON %s REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows', 'queue_written_rows'),
+            ('queue_delete', 'DELETE ON %s REFERENCING OLD TABLE AS old_rows', 'queue_written_rows'),
+            ('queue_truncate', 'TRUNCATE ON %s', 'queue_nothing')
+    ) AS t (name, event, function);
+END;
+
+COMMENT ON FUNCTION nv_embed.triggers(bigint) IS 'The triggers of an embedding; in their definitions %s is the table.';
+
+CREATE OR REPLACE FUNCTION nv_embed.add_triggers(relation regclass, id bigint) RETURNS void
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    few CONSTANT int := 1000;
-    existing bigint;
+    t record;
 BEGIN
-    EXECUTE format('SELECT count(*) FROM (SELECT FROM %s WHERE %I IS NULL LIMIT %s) AS s', nv_embed.qualified(relation), target, few + 1) INTO existing;
-    IF existing > few THEN
-        RAISE NOTICE 'the rows that % already has are not embedded yet', nv_embed.qualified(relation)
-            USING HINT = format('SELECT nv_embed.refresh(%L, %L) embeds them', nv_embed.qualified(relation), target);
-    END IF;
-    RETURN existing BETWEEN 1 AND few;
+    FOR t IN SELECT * FROM nv_embed.triggers(id) LOOP
+        EXECUTE format('CREATE TRIGGER %I ' || t.definition, t.trigger_name, nv_embed.qualified(relation));
+    END LOOP;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.has_few_to_fill(regclass, name) IS 'Whether a newly declared table has rows to embed, and few enough to do it at once.';
+COMMENT ON FUNCTION nv_embed.add_triggers(regclass, bigint) IS 'Makes an embedding''s triggers.';
 
 CREATE OR REPLACE FUNCTION nv_embed.declare_embedding(
     relation regclass, source text, target name, dim int, model text, mode text, storage text, truncate text
@@ -151,6 +189,9 @@ BEGIN
     PERFORM nv_embed.check_relation(relation);
     PERFORM nv_embed.check_source(relation, source, target);
     -- The oid of a table that was dropped may come back as another table's.
+    PERFORM nv_embed.forget(g.id)
+    FROM nv_embed.generation AS g JOIN nv_embed.embedding AS e ON e.id = g.embedding
+    WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = e.relation);
     DELETE FROM nv_embed.embedding AS e WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = e.relation);
     IF EXISTS (SELECT FROM nv_embed.embedding AS e WHERE e.relation = declare_embedding.relation AND e.target = declare_embedding.target) THEN
         RAISE EXCEPTION 'column % of % is auto-embedded already', quote_ident(target), nv_embed.qualified(relation)
@@ -163,22 +204,38 @@ BEGIN
     RETURNING id INTO new_id;
     INSERT INTO nv_embed.generation (embedding, model, revision, dim, storage, target)
     VALUES (new_id, identity.model, identity.revision, identity.dim, storage, target);
-    -- One trigger an event: transition tables allow neither a column list nor several events.
-    EXECUTE format(
-        'CREATE TRIGGER %I AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION nv_embed.embed_written_rows(%L)',
-        format('nv_embed_%s_insert', new_id), nv_embed.qualified(relation), new_id
-    );
-    EXECUTE format(
-        'CREATE TRIGGER %I AFTER UPDATE ON %s REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows'
-        ' FOR EACH STATEMENT EXECUTE FUNCTION nv_embed.embed_written_rows(%L)',
-        format('nv_embed_%s_update', new_id), nv_embed.qualified(relation), new_id
-    );
+    PERFORM nv_embed.add_triggers(relation, new_id);
     RETURN new_id;
 END
 $$;
 
 COMMENT ON FUNCTION nv_embed.declare_embedding(regclass, text, name, int, text, text, text, text)
     IS 'Writes a declaration: the catalog''s rows, the target column and the triggers.';
+
+-- A declaration holds the lock that adding a column takes, so it looks at no more than a few rows. A larger table is counted and queued by the workers.
+CREATE OR REPLACE FUNCTION nv_embed.begin_backfill(relation regclass, target name) RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    few CONSTANT int := 1000;
+    id CONSTANT bigint := (nv_embed.live_generation(relation, target)).id;
+    existing bigint;
+BEGIN
+    EXECUTE format('SELECT count(*) FROM (SELECT FROM %s LIMIT %s) AS s', nv_embed.qualified(relation), few + 1) INTO existing;
+    IF existing <= few THEN
+        PERFORM nv_embed.count_rows(id);
+        RETURN false;
+    END IF;
+    INSERT INTO nv_embed.backfill (generation) VALUES (id);
+    PERFORM nv_embed.wake();
+    RAISE NOTICE 'the rows that % already has are left to the workers', nv_embed.qualified(relation)
+        USING HINT = format('SELECT nv_embed.refresh(%L, %L) does it here and now', nv_embed.qualified(relation), target);
+    RETURN true;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.begin_backfill(regclass, name) IS 'Leaves the rows of a newly declared table to the workers, unless they are few; returns whether it did.';
 
 -- Filling runs the user's own triggers, hence no SET search_path in the two that do it: see fill.sql.
 
@@ -193,8 +250,8 @@ DECLARE
 BEGIN
     PERFORM nv_embed.check_options(mode, storage, chunk_tokens, chunk_overlap, truncate);
     id := nv_embed.declare_embedding(relation, source, target, dim, model, mode, storage, truncate);
-    IF nv_embed.has_few_to_fill(relation, target) THEN
-        PERFORM nv_embed.refresh(relation, target);
+    IF NOT nv_embed.begin_backfill(relation, target) AND nv_embed.effective_mode(mode) OPERATOR(pg_catalog.<>) 'off' THEN
+        PERFORM nv_embed.fill_or_queue(relation, target);
     END IF;
     RETURN id;
 END
@@ -203,22 +260,65 @@ $$;
 COMMENT ON FUNCTION nv_embed.auto_embed(regclass, text, name, int, text, text, text, int, int, text)
     IS 'Declares that a column holds the vectors of a template over the others, and keeps it so; returns the embedding''s id.';
 
+CREATE OR REPLACE FUNCTION nv_embed.alter_auto_embed(relation regclass, target name DEFAULT 'embedding', mode text DEFAULT NULL, truncate text DEFAULT NULL)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e CONSTANT nv_embed.embedding := nv_embed.find_embedding(relation, target);
+BEGIN
+    IF NOT nv_embed.owns(relation) THEN
+        RAISE EXCEPTION 'must be owner of table %', nv_embed.qualified(relation) USING ERRCODE = '42501';
+    END IF;
+    PERFORM nv_embed.check_mode(coalesce(mode, e.mode));
+    PERFORM nv_embed.check_truncate(coalesce(truncate, e.truncate));
+    UPDATE nv_embed.embedding AS s
+    SET mode = coalesce(alter_auto_embed.mode, s.mode), truncate = coalesce(alter_auto_embed.truncate, s.truncate)
+    WHERE s.id = e.id;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.alter_auto_embed(regclass, name, text, text)
+    IS 'Changes of a declaration what needs no new vectors: mode and truncate; NULL leaves them. What was queued stays so.';
+
 CREATE OR REPLACE FUNCTION nv_embed.refresh(relation regclass, target name DEFAULT 'embedding') RETURNS bigint
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    id CONSTANT bigint := (nv_embed.live_generation(relation, target)).id;
+    found bigint;
+BEGIN
+    found := nv_embed.fill_or_queue(relation, target);
+    -- Rows that came where no trigger saw them, by a partition that was attached for instance, are counted too.
+    PERFORM nv_embed.count_rows(id);
+    DELETE FROM nv_embed.backfill AS b WHERE b.generation OPERATOR(pg_catalog.=) id;
+    RETURN found;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.refresh(regclass, name)
+    IS 'Embeds every row that lacks a vector and has content, or queues them where the mode is async; returns how many.';
+
+CREATE OR REPLACE FUNCTION nv_embed.fill_or_queue(relation regclass, target name) RETURNS bigint
 LANGUAGE plpgsql
 SET extra_float_digits = 3
 SET datestyle = 'ISO, YMD'
 SET intervalstyle = 'postgres'
 AS $$
 DECLARE
-    id CONSTANT bigint := (nv_embed.find_embedding(relation, target)).id;
+    e CONSTANT nv_embed.embedding := nv_embed.find_embedding(relation, target);
     pages pg_catalog.refcursor;
 BEGIN
-    OPEN pages FOR EXECUTE nv_embed.pages_sql(id, 'refresh');
-    RETURN (SELECT f.embedded FROM nv_embed.fill(id, pages) AS f);
+    IF nv_embed.effective_mode(e.mode) OPERATOR(pg_catalog.=) 'async' THEN
+        RETURN nv_embed.queue_rows((nv_embed.live_generation(relation, target)).id);
+    END IF;
+    OPEN pages FOR EXECUTE nv_embed.pages_sql(e.id, 'refresh');
+    RETURN (SELECT f.written FROM nv_embed.fill(e.id, pages, true) AS f);
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.refresh(regclass, name) IS 'Embeds every row that lacks a vector and has content; returns how many.';
+COMMENT ON FUNCTION nv_embed.fill_or_queue(regclass, name) IS 'Does for the rows that lack a vector what the mode says.';
 
 CREATE OR REPLACE FUNCTION nv_embed.find_embedding(relation regclass, target name) RETURNS nv_embed.embedding
 LANGUAGE plpgsql STABLE
@@ -241,20 +341,32 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.find_embedding(regclass, name) IS 'The declaration for a table''s target column, or an error that names the ones there are.';
 
+CREATE OR REPLACE FUNCTION nv_embed.forget(generation bigint) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    DELETE FROM nv_embed.job AS j WHERE j.generation = forget.generation;
+    DELETE FROM nv_embed.backfill AS b WHERE b.generation = forget.generation;
+    DELETE FROM nv_embed.tally AS t WHERE t.generation = forget.generation;
+$$;
+
+COMMENT ON FUNCTION nv_embed.forget(bigint) IS 'Removes the jobs and numbers of a generation that ends.';
+
 CREATE OR REPLACE FUNCTION nv_embed.drop_auto_embed(relation regclass, target name DEFAULT 'embedding', keep_vectors boolean DEFAULT true) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     e CONSTANT nv_embed.embedding := nv_embed.find_embedding(relation, target);
-    event text;
+    trigger_name name;
 BEGIN
     IF NOT nv_embed.owns(relation) THEN
         RAISE EXCEPTION 'must be owner of table %', nv_embed.qualified(relation) USING ERRCODE = '42501';
     END IF;
-    FOREACH event IN ARRAY ARRAY['insert', 'update'] LOOP
-        EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', format('nv_embed_%s_%s', e.id, event), nv_embed.qualified(relation));
+    FOR trigger_name IN SELECT t.trigger_name FROM nv_embed.triggers(e.id) AS t LOOP
+        EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', trigger_name, nv_embed.qualified(relation));
     END LOOP;
+    PERFORM nv_embed.forget(g.id) FROM nv_embed.generation AS g WHERE g.embedding = e.id;
     DELETE FROM nv_embed.embedding AS s WHERE s.id = e.id;
     IF NOT keep_vectors THEN
         EXECUTE format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', nv_embed.qualified(relation), target);

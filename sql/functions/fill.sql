@@ -30,7 +30,7 @@ RETURN (
 
 COMMENT ON FUNCTION nv_embed.type_sql(text, int) IS 'A column type of pgvector with its schema, for example public.halfvec(384).';
 
-CREATE OR REPLACE FUNCTION nv_embed.check_may_fill(relation regclass, target name) RETURNS void
+CREATE OR REPLACE FUNCTION nv_embed.check_target(relation regclass, target name) RETURNS void
 LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -39,6 +39,17 @@ BEGIN
         RAISE EXCEPTION 'column % of % holds its vectors and is gone', quote_ident(target), nv_embed.qualified(relation)
             USING ERRCODE = '42703', HINT = format('call nv_embed.drop_auto_embed(%L, %L), or bring the column back', nv_embed.qualified(relation), target);
     END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_target(regclass, name) IS 'Raises an error where the column for the vectors was dropped or renamed.';
+
+CREATE OR REPLACE FUNCTION nv_embed.check_may_fill(relation regclass, target name) RETURNS void
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM nv_embed.check_target(relation, target);
     IF NOT has_column_privilege(relation, target, 'UPDATE') OR NOT has_any_column_privilege(relation, 'SELECT') THEN
         RAISE EXCEPTION 'role % may not write the vectors of %', quote_ident(current_user), nv_embed.qualified(relation)
             USING ERRCODE = '42501', HINT = format('GRANT SELECT, UPDATE (%I) ON %s TO %I', target, nv_embed.qualified(relation), current_user);
@@ -47,6 +58,14 @@ END
 $$;
 
 COMMENT ON FUNCTION nv_embed.check_may_fill(regclass, name) IS 'Raises an error that says what to grant, before a model is asked.';
+
+CREATE OR REPLACE FUNCTION nv_embed.pairs_sql() RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+RETURN '(SELECT pg_catalog.row_number() OVER () AS nv_embed_place, * FROM new_rows) AS n'
+    ' JOIN (SELECT pg_catalog.row_number() OVER () AS nv_embed_place, * FROM old_rows) AS o ON n.nv_embed_place OPERATOR(pg_catalog.=) o.nv_embed_place';
+
+COMMENT ON FUNCTION nv_embed.pairs_sql() IS 'A FROM item: the rows of an UPDATE as they are, n, and as they were, o.';
 
 -- candidates: from where the rows come, and which of them await a vector.
 CREATE OR REPLACE FUNCTION nv_embed.candidates_sql(e nv_embed.embedding, target name, event text) RETURNS text
@@ -57,21 +76,20 @@ RETURN CASE event
         format('new_rows AS n WHERE n.%I IS NULL AND %s', target, nv_embed.has_content(e.source, 'n'))
     WHEN 'refresh' THEN
         format('%s AS n WHERE n.%I IS NULL AND %s', nv_embed.qualified(e.relation), target, nv_embed.has_content(e.source, 'n'))
+    WHEN 'clear' THEN
+        format('%s WHERE %s OPERATOR(pg_catalog.<>) %s AND pg_catalog.record_image_eq(ROW(n.%4$I), ROW(o.%4$I)) AND n.%4$I IS NOT NULL', nv_embed.pairs_sql(), nv_embed.rendered(e.source, 'n'), nv_embed.rendered(e.source, 'o'), target)
     WHEN 'update' THEN
         -- A target that changed in the same statement is a vector that its writer brought along. One that became NULL is not: an upsert of whole rows
         -- writes NULL there, and a row with content is never without its vector.
         format(
-            '(SELECT pg_catalog.row_number() OVER () AS nv_embed_place, * FROM new_rows) AS n'
-            ' JOIN (SELECT pg_catalog.row_number() OVER () AS nv_embed_place, * FROM old_rows) AS o'
-            ' ON n.nv_embed_place OPERATOR(pg_catalog.=) o.nv_embed_place'
-            ' WHERE %1$s OPERATOR(pg_catalog.<>) %2$s AND pg_catalog.record_image_eq(ROW(n.%3$I), ROW(o.%3$I))'
+            '%5$s WHERE %1$s OPERATOR(pg_catalog.<>) %2$s AND pg_catalog.record_image_eq(ROW(n.%3$I), ROW(o.%3$I))'
             ' OR n.%3$I IS NULL AND o.%3$I IS NOT NULL AND %4$s',
-            nv_embed.rendered(e.source, 'n'), nv_embed.rendered(e.source, 'o'), target, nv_embed.has_content(e.source, 'n')
+            nv_embed.rendered(e.source, 'n'), nv_embed.rendered(e.source, 'o'), target, nv_embed.has_content(e.source, 'n'), nv_embed.pairs_sql()
         )
 END;
 
 COMMENT ON FUNCTION nv_embed.candidates_sql(nv_embed.embedding, name, text)
-    IS 'FROM and WHERE of the rows, as n, that an insert, an update or a refresh leaves to be embedded.';
+    IS 'FROM and WHERE of the rows, as n, that an insert, an update or a refresh leaves to be embedded, or whose vectors an update leaves to be cleared.';
 
 CREATE OR REPLACE FUNCTION nv_embed.pages_sql(id bigint, event text) RETURNS text
 LANGUAGE plpgsql STABLE STRICT
@@ -127,7 +145,7 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.write_sql(bigint) IS 'A statement: write a page''s vectors; its parameters are keys, texts, vectors and their number.';
 
-CREATE OR REPLACE FUNCTION nv_embed.fill(id bigint, pages refcursor, OUT awaiting bigint, OUT embedded bigint)
+CREATE OR REPLACE FUNCTION nv_embed.fill(id bigint, pages refcursor, embeds boolean, OUT awaiting bigint, OUT written bigint)
 LANGUAGE plpgsql STRICT
 AS $$
 DECLARE
@@ -135,26 +153,30 @@ DECLARE
     e nv_embed.embedding;
     g nv_embed.generation;
     page record;
-    written bigint;
+    vectors pg_catalog.text[];
+    page_written bigint;
 BEGIN
     SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id OPERATOR(pg_catalog.=) fill.id;
     SELECT * INTO STRICT g FROM nv_embed.generation AS s WHERE s.embedding OPERATOR(pg_catalog.=) fill.id AND s.state OPERATOR(pg_catalog.=) 'live';
     awaiting := 0;
-    embedded := 0;
+    written := 0;
     LOOP
         FETCH pages INTO page;
         EXIT WHEN NOT FOUND;
-        EXECUTE write
-        USING page.keys, page.texts, nv_embed.embed_passages(page.contents, g.dim, g.model, g.revision, e.truncate), pg_catalog.cardinality(page.texts);
-        GET DIAGNOSTICS written = ROW_COUNT;
+        IF embeds THEN
+            vectors := nv_embed.embed_passages(page.contents, g.dim, g.model, g.revision, e.truncate);
+        END IF;
+        EXECUTE write USING page.keys, page.texts, vectors, pg_catalog.cardinality(page.texts);
+        GET DIAGNOSTICS page_written = ROW_COUNT;
         awaiting := awaiting OPERATOR(pg_catalog.+) pg_catalog.cardinality(page.texts);
-        embedded := embedded OPERATOR(pg_catalog.+) written;
+        written := written OPERATOR(pg_catalog.+) page_written;
     END LOOP;
     CLOSE pages;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.fill(bigint, refcursor) IS 'Embeds the rows that a cursor over pages_sql hands out; how many awaited a vector, and how many got one.';
+COMMENT ON FUNCTION nv_embed.fill(bigint, refcursor, boolean)
+    IS 'Embeds the rows that a cursor over pages_sql hands out, or clears their vectors; how many awaited it, and how many were written.';
 
 CREATE OR REPLACE FUNCTION nv_embed.refuse_hidden_rows(relation regclass, hidden bigint) RETURNS void
 LANGUAGE plpgsql STABLE STRICT
@@ -171,7 +193,7 @@ $$;
 COMMENT ON FUNCTION nv_embed.refuse_hidden_rows(regclass, bigint) IS 'Raises the error for rows that their writer may not see.';
 
 -- Keys and texts must not depend on how a session likes its numbers and dates.
-CREATE OR REPLACE FUNCTION nv_embed.embed_written_rows() RETURNS trigger
+CREATE OR REPLACE FUNCTION nv_embed.fill_written_rows() RETURNS trigger
 LANGUAGE plpgsql
 SET extra_float_digits = 3
 SET datestyle = 'ISO, YMD'
@@ -179,20 +201,38 @@ SET intervalstyle = 'postgres'
 AS $$
 DECLARE
     id CONSTANT bigint := TG_ARGV[0];
+    event CONSTANT pg_catalog.text := nv_embed.fill_event(id, TG_OP);
     pages pg_catalog.refcursor;
     filled record;
 BEGIN
-    IF EXISTS (SELECT FROM new_rows) THEN
+    IF event IS NOT NULL AND EXISTS (SELECT FROM new_rows) THEN
         -- Opened here, where the transition tables are.
-        OPEN pages FOR EXECUTE nv_embed.pages_sql(id, pg_catalog.lower(TG_OP));
-        SELECT f.awaiting, f.embedded INTO filled FROM nv_embed.fill(id, pages) AS f;
-        IF filled.embedded OPERATOR(pg_catalog.<) filled.awaiting AND pg_catalog.row_security_active(TG_RELID) THEN
-            PERFORM nv_embed.refuse_hidden_rows(TG_RELID, filled.awaiting OPERATOR(pg_catalog.-) filled.embedded);
+        OPEN pages FOR EXECUTE nv_embed.pages_sql(id, event);
+        SELECT f.awaiting, f.written INTO filled FROM nv_embed.fill(id, pages, event OPERATOR(pg_catalog.<>) 'clear') AS f;
+        IF filled.written OPERATOR(pg_catalog.<) filled.awaiting AND pg_catalog.row_security_active(TG_RELID) THEN
+            PERFORM nv_embed.refuse_hidden_rows(TG_RELID, filled.awaiting OPERATOR(pg_catalog.-) filled.written);
         END IF;
     END IF;
     RETURN NULL;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.embed_written_rows()
-    IS 'Statement trigger: embeds the rows that an INSERT or COPY wrote without a vector, and those whose text an UPDATE changed.';
+COMMENT ON FUNCTION nv_embed.fill_written_rows()
+    IS 'Statement trigger: in mode sync, embeds the rows that were written without a vector and those whose text changed; in mode off, clears the latter''s.';
+
+CREATE OR REPLACE FUNCTION nv_embed.fill_event(id bigint, event text) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    mode text;
+BEGIN
+    SELECT nv_embed.effective_mode(e.mode) INTO mode FROM nv_embed.embedding AS e WHERE e.id = fill_event.id;
+    RETURN CASE
+        WHEN mode = 'off' AND event = 'UPDATE' THEN 'clear'
+        WHEN mode = 'sync' OR mode IS NULL THEN lower(event)
+    END;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.fill_event(bigint, text) IS 'What a statement''s rows need at once, in this transaction''s mode: insert, update or clear; NULL is nothing.';

@@ -8,7 +8,7 @@ CREATE TABLE nv_embed.embedding (
     relation regclass NOT NULL,
     target   name NOT NULL,
     source   text NOT NULL,
-    mode     text NOT NULL CHECK (mode IN ('sync')),
+    mode     text NOT NULL CHECK (mode IN ('sync', 'async', 'off')),
     truncate text NOT NULL CHECK (truncate IN ('NONE', 'START', 'END')),
     UNIQUE (relation, target)
 );
@@ -53,12 +53,7 @@ CREATE POLICY written_by_owner ON nv_embed.generation
     USING (EXISTS (SELECT FROM nv_embed.embedding AS e WHERE e.id = generation.embedding AND nv_embed.owns(e.relation)));
 
 -- By columns, so that nobody chooses a declaration's number.
+GRANT UPDATE (mode, truncate) ON nv_embed.embedding TO PUBLIC;
 GRANT SELECT, DELETE ON nv_embed.embedding, nv_embed.generation TO PUBLIC;
 GRANT INSERT (relation, target, source, mode, truncate) ON nv_embed.embedding TO PUBLIC;
 GRANT INSERT (embedding, model, revision, dim, storage, target) ON nv_embed.generation TO PUBLIC;
-
-SELECT pg_catalog.pg_extension_config_dump('nv_embed.embedding', '');
-SELECT pg_catalog.pg_extension_config_dump('nv_embed.generation', '');
--- The sequences too: a restored database must not give out a declaration's number again.
-SELECT pg_catalog.pg_extension_config_dump('nv_embed.embedding_id_seq', '');
-SELECT pg_catalog.pg_extension_config_dump('nv_embed.generation_id_seq', '');

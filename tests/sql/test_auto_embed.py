@@ -196,7 +196,7 @@ def test_many_existing_rows_are_left_to_refresh(db: Connection) -> None:
     db.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 1001) AS n")
     db.execute("SELECT nv_embed.auto_embed('docs', '{title}: {body}', dim => 384)")
     assert one(db, "SELECT count(embedding) FROM docs") == 0
-    assert "SELECT nv_embed.refresh('public.docs', 'embedding') embeds them" in notices
+    assert "SELECT nv_embed.refresh('public.docs', 'embedding') does it here and now" in notices
     assert one(db, "SELECT nv_embed.refresh('docs')") == 1001
     assert one(db, "SELECT nv_embed.refresh('docs')") == 0
     assert fresh(db) == 1001
@@ -312,7 +312,7 @@ def test_dropping_the_declaration_keeps_the_vectors_unless_told_otherwise(docs: 
         ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', '{body}', dim => 100", "22023", "100"),
         ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', '{body}', model => 'gpt-9'", "42704", "gpt-9"),
         ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', '{body}', mode => 'later'", "22023", "mode 'later' is unknown"),
-        ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', '{body}', mode => 'async'", "0A000", "not available"),
+        ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', '{body}', mode => 'later'", "22023", "'later' is unknown"),
         ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', '{body}', storage => 'bit'", "22023", "storage 'bit' is unknown"),
         ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', '{body}', truncate => 'MIDDLE'", "22023", "truncate 'MIDDLE' is unknown"),
         ("CREATE TABLE t (id int PRIMARY KEY, body text, embedding text)", "'t', '{body}'", "42804", "is a pg_catalog.text"),

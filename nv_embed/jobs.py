@@ -1,0 +1,175 @@
+"""
+The queue, as Python sees it.
+
+Each method is one call of an SQL function of the same name (`sql/functions/job.sql`). Keys stay as the database wrote them. Vectors travel as binary
+arrays of pgvector's types.
+
+In:  a connection of the worker's, in autocommit mode      Out: `Job`s and their `Text`s
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy
+import psycopg
+from numpy.typing import NDArray
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+
+Connection = psycopg.Connection[Any]
+
+# Keys and texts must not depend on how a session likes its numbers, dates and hours. What the user's own triggers change while a vector is written is
+# queued, rather than embedded in the same transaction.
+SESSION = """
+    SET extra_float_digits = 3; SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET timezone = 'UTC';
+    SET nv_embed.mode = 'async'
+"""
+
+COMPONENTS = {"halfvec": ">f2", "vector": ">f4"}
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Vectors that workers keep up to date.
+
+    Attributes:
+        relation: the table's name, for messages.
+        is_backfilling: whether rows that the table had before may still be unqueued.
+    """
+
+    id: int
+    relation: str
+    model: str
+    revision: str
+    dim: int
+    storage: str
+    truncate: str
+    is_backfilling: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    generation: int
+    key: str
+    id: int
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the row of a job reads.
+
+    Attributes:
+        size: in bytes; None where the row has no content, or is gone.
+        text: None where there is none, or its size is over the limit.
+        digest: of the text; None where the row is gone.
+    """
+
+    job: Job
+    size: int | None = None
+    text: str | None = None
+    digest: bytes | None = None
+
+
+class VectorArray:
+    """Vectors as Postgres reads them: a binary array.
+
+    Args:
+        vectors: [n, dim] float32.
+        storage: vector or halfvec.
+        oid: that type's.
+    """
+
+    def __init__(self, vectors: NDArray[numpy.float32], storage: str, oid: int) -> None:
+        count, dim = vectors.shape
+        component = numpy.dtype(COMPONENTS[storage])
+        rows = numpy.zeros(count, [("size", ">i4"), ("dim", ">i2"), ("unused", ">i2"), ("components", component, (dim,))])
+        rows["size"], rows["dim"], rows["components"] = 4 + dim * component.itemsize, dim, vectors
+        self.data = struct.pack(">iiIii", 1, 0, oid, count, 1) + rows.tobytes()
+
+
+class _Dumper(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: VectorArray) -> bytes:
+        return obj.data
+
+
+class Queue:
+    """The jobs of a database, over one connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        connection.execute(SESSION)
+        self._types: dict[str, tuple[type[VectorArray], int]] = {}
+        for storage, oid, array_oid in connection.execute("SELECT * FROM nv_embed.vector_types()"):
+            array = type(storage, (VectorArray,), {})
+            connection.adapters.register_dumper(array, type(f"{storage}_dumper", (_Dumper,), {"oid": array_oid}))
+            self._types[storage] = (array, oid)
+
+    def work(self) -> list[Generation]:
+        return [Generation(*row) for row in self.connection.execute("SELECT * FROM nv_embed.work()")]
+
+    def claim(self, generations: Sequence[int], most: int, lease_s: float) -> list[Job]:
+        rows = self.connection.execute("SELECT * FROM nv_embed.claim(%s::bigint[], %s, %s)", [list(generations), most, timedelta(seconds=lease_s)])
+        return [Job(*row) for row in rows]
+
+    def read(self, generation: int, jobs: Sequence[Job], most_bytes: int) -> list[Text]:
+        """What the rows of jobs of one generation read, in their order."""
+        rows = self.connection.execute("SELECT * FROM nv_embed.read(%s, %s, %s)", [generation, [job.key for job in jobs], most_bytes])
+        found = {place: Text(jobs[place - 1], size, text, digest) for place, size, text, digest in rows}
+        return [found.get(place, Text(job)) for place, job in enumerate(jobs, 1)]
+
+    def write_back(self, generation: Generation, texts: Sequence[Text], vectors: NDArray[numpy.float32] | None) -> int:
+        """Write vectors, [n, dim] of unit length, or none for rows without content. Returns how many jobs that settled."""
+        keys, ids, digests = _columns(texts)
+        if vectors is None:
+            array: Any = [None] * len(texts)
+            return self._count("SELECT nv_embed.write_back(%s, %s, %s, %s, %s::text[])", [generation.id, keys, ids, digests, array])
+        kind, oid = self._types[generation.storage]
+        return self._count(
+            "SELECT nv_embed.write_back(%s, %s, %s, %s, %b)", [generation.id, keys, ids, digests, kind(vectors, generation.storage, oid)]
+        )
+
+    def give_up(self, generation: int, texts: Sequence[Text], error: str, messages: Sequence[str]) -> int:
+        keys, ids, digests = _columns(texts)
+        return self._count("SELECT nv_embed.give_up(%s, %s, %s, %s, %s, %s)", [generation, keys, ids, digests, error, list(messages)])
+
+    def fail(self, generation: int, jobs: Sequence[Job], error: str, messages: Sequence[str], retry_in_s: float | None) -> None:
+        """Count an attempt. Tried again after so many seconds, or never."""
+        retry_in = None if retry_in_s is None else timedelta(seconds=retry_in_s)
+        keys, ids = [job.key for job in jobs], [job.id for job in jobs]
+        self.connection.execute("SELECT nv_embed.fail(%s, %s, %s::bigint[], %s, %s, %s)", [generation, keys, ids, error, list(messages), retry_in])
+
+    def release(self, jobs: Sequence[Job], lease_s: float = 0.0) -> None:
+        """Another lease from now, for jobs of any generations; one of no length gives them back."""
+        for generation in {job.generation for job in jobs}:
+            mine = [job for job in jobs if job.generation == generation]
+            self.connection.execute(
+                "SELECT nv_embed.release(%s, %s, %s::bigint[], %s)",
+                [generation, [job.key for job in mine], [job.id for job in mine], timedelta(seconds=lease_s)],
+            )
+
+    def backfill_step(self, generation: int) -> int | None:
+        row = self.connection.execute("SELECT nv_embed.backfill_step(%s)", [generation]).fetchone()
+        assert row is not None
+        queued: int | None = row[0]
+        return queued
+
+    def beat(self, id: int | None, name: str, is_waiting: bool, rates: Any) -> int:
+        return self._count("SELECT nv_embed.beat(%s, %s, %s, %s)", [id, name, is_waiting, rates])
+
+    def leave(self, id: int) -> None:
+        self.connection.execute("SELECT nv_embed.leave(%s)", [id])
+
+    def _count(self, query: Any, arguments: Sequence[Any]) -> int:
+        row = self.connection.execute(query, arguments).fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+def _columns(texts: Sequence[Text]) -> tuple[list[str], list[int], list[bytes | None]]:
+    return [text.job.key for text in texts], [text.job.id for text in texts], [text.digest for text in texts]

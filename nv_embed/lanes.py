@@ -1,0 +1,352 @@
+"""
+One lane of a worker: a thread's whole way from jobs to written vectors.
+
+Claim, read, embed with no transaction open, write back. What becomes of texts whose call failed is decided by the error's class (`errors.py`):
+
+- the text is at fault: its row fails, alone, and the others of the batch are sent again without it;
+- the engine failed: the batch is divided until the text is alone, which is tried again later, some times;
+- the sidecar refuses, or is away: nobody is at fault. The jobs go back as they were, and the lane waits.
+
+In:  a database's jobs, a sidecar      Out: vectors in the user's tables
+"""
+
+import logging
+import random
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy
+import psycopg
+from numpy.typing import NDArray
+
+from nv_embed.client import Client
+from nv_embed.errors import DeadlineExceeded, EmbedError, EngineFailure, InvalidInput, Unauthenticated, Unavailable
+from nv_embed.jobs import Generation, Job, Queue, Text
+from nv_embed.limits import MAX_TEXT_BYTES
+
+log = logging.getLogger(__name__)
+
+FEWEST_JOBS, MOST_JOBS = 8, 1000
+"""Of a batch: what a batch costs by itself is shared by many."""
+
+FIRST_JOBS = 128
+
+BATCH_S = 4.0
+"""What a batch of a slow model may take: a worker that is told to stop is done soon."""
+
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
+
+SHORTEST_RETRY_S, LONGEST_RETRY_S = 5.0, 3600.0
+
+MOST_ATTEMPTS = 5
+"""Of a text on which the engine fails, or of a row that its table does not let be written."""
+
+WRITE_TRIES = 5
+"""Of a batch whose writing met another transaction."""
+
+SERVED_S = 10.0
+"""How long to believe what models a sidecar serves."""
+
+EXCLUDED_S = 30.0
+"""How long to leave a table alone that cannot be read or written at all."""
+
+Vectors = NDArray[numpy.float32]
+
+
+class Kind(NamedTuple):
+    """What texts of one call have in common."""
+
+    model: str
+    revision: str
+    dim: int
+    truncate: str
+
+
+class Refused(Exception):
+    """A table cannot be read or written at all: a right is missing, or a column."""
+
+    def __init__(self, generation: Generation, error: psycopg.Error) -> None:
+        super().__init__(f"{generation.relation}: {first_line(error)}")
+        self.generation = generation
+
+
+class Counts:
+    """What the lanes of a worker have done together."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._embedded: dict[int, int] = defaultdict(int)
+        self.failed = 0
+
+    def add(self, generation: int, *, embedded: int = 0, failed: int = 0) -> None:
+        with self._lock:
+            self._embedded[generation] += embedded
+            self.failed += failed
+
+    def embedded_by_generation(self) -> dict[int, int]:
+        with self._lock:
+            return dict(self._embedded)
+
+    @property
+    def embedded(self) -> int:
+        return sum(self.embedded_by_generation().values())
+
+
+class Lane:
+    """One thread's work.
+
+    Args:
+        connect: opens a connection in autocommit mode.
+        pause: waits for so many seconds, or less when the worker is to end.
+        counts: what is done is added here.
+    """
+
+    def __init__(self, connect: Callable[[], Queue], client: Client, lease_s: float, pause: Callable[[float], None], counts: Counts) -> None:
+        self._connect = connect
+        self._client = client
+        self._lease_s = lease_s
+        self._pause = pause
+        self._counts = counts
+        self._queue: Queue | None = None
+        self._served: tuple[float, set[tuple[str, str]]] = (0.0, set())
+        self._excluded: dict[int, float] = {}
+        self._most = FIRST_JOBS
+        self._turn = 0
+        self._troubles = 0
+        # Jobs of a connection that broke, which are given back over the next one.
+        self._left: list[Job] = []
+        self.held: list[Job] = []
+
+    def close(self) -> None:
+        if self._queue is not None:
+            self._queue.connection.close()
+            self._queue = None
+
+    def step(self) -> bool:
+        """Do one batch. Returns whether there was any."""
+        try:
+            found = self._step()
+            self._troubles = 0
+            return found
+        except EmbedError as error:
+            self._wait_for_sidecar(error)
+        except Refused as refused:
+            log.error("%s: left alone for %d s", refused, EXCLUDED_S)
+            self._excluded[refused.generation.id] = time.monotonic() + EXCLUDED_S
+            self._give_back()
+        except psycopg.Error as error:
+            log.warning("the database: %s", first_line(error))
+            self._left += self.held
+            self.close()
+            self._wait(None)
+        finally:
+            self.held = []
+        return True
+
+    def _step(self) -> bool:
+        if self._queue is None:
+            self._queue = self._connect()
+            self._queue.release(self._left)
+            self._left = []
+        generations = {generation.id: generation for generation in self._servable(self._queue.work())}
+        jobs = self._claim(list(generations))
+        if not jobs:
+            return self._backfill([generation for generation in generations.values() if generation.is_backfilling])
+        begun = time.monotonic()
+        by_kind: dict[Kind, list[Text]] = defaultdict(list)
+        for id, group in groupby(jobs, key=lambda job: job.generation):
+            generation = generations[id]
+            by_kind[Kind(generation.model, generation.revision, generation.dim, generation.truncate)] += self._read(generation, list(group))
+        for kind, texts in by_kind.items():
+            self._embed(kind, texts, generations)
+        self._adapt(len(jobs), time.monotonic() - begun)
+        return True
+
+    def _servable(self, generations: Sequence[Generation]) -> list[Generation]:
+        """Those whose model the sidecar has, and whose tables can be written."""
+        now = time.monotonic()
+        if generations and now > self._served[0]:
+            self._served = (now + SERVED_S, {(model.name, model.revision) for model in self._client.list_models()})
+            for generation in generations:
+                if (generation.model, generation.revision) not in self._served[1]:
+                    log.warning(
+                        "%s waits for model %s, revision %s, which this sidecar does not serve",
+                        generation.relation,
+                        generation.model,
+                        generation.revision,
+                    )
+        return [
+            generation
+            for generation in generations
+            if (generation.model, generation.revision) in self._served[1] and self._excluded.get(generation.id, 0.0) < now
+        ]
+
+    def _claim(self, generations: list[int]) -> list[Job]:
+        """Jobs of each generation in turn, so that none of them is always the one that gets what the others leave."""
+        assert self._queue is not None
+        if not generations:
+            return []
+        self._turn = (self._turn + 1) % len(generations)
+        self.held = self._queue.claim(generations[self._turn :] + generations[: self._turn], self._most, self._lease_s)
+        return sorted(self.held, key=lambda job: job.generation)
+
+    def _backfill(self, generations: Sequence[Generation]) -> bool:
+        assert self._queue is not None
+        return any(self._queue.backfill_step(generation.id) is not None for generation in generations)
+
+    def _read(self, generation: Generation, jobs: list[Job]) -> list[Text]:
+        """The texts that are to be embedded; what needs no embedding is dealt with."""
+        queue = self._queue
+        assert queue is not None
+        try:
+            texts = queue.read(generation.id, jobs, MAX_TEXT_BYTES)
+        except psycopg.ProgrammingError as error:
+            raise Refused(generation, error) from error
+        empty = [text for text in texts if text.size is None]
+        if empty:
+            self._written(generation, empty, None)
+        for text in texts:
+            if text.size is not None and text.text is None:
+                message = f"{text.size:,} bytes exceed the limit of {MAX_TEXT_BYTES:,} bytes a text (cut the text, for instance with chunk_tokens)"
+                self._give_up(text, InvalidInput(message))
+        return [text for text in texts if text.text is not None]
+
+    def _embed(self, kind: Kind, texts: list[Text], generations: dict[int, Generation]) -> None:
+        parts = [texts]
+        while parts:
+            part = parts.pop()
+            vectors, error = self._call(kind, part)
+            self._write(part[: len(vectors)], vectors, generations)
+            if error is not None:
+                parts += [rest for rest in self._after(error, part[len(vectors) :], len(vectors)) if rest]
+
+    def _call(self, kind: Kind, texts: list[Text]) -> tuple[Vectors, EmbedError | None]:
+        """The vectors of the first texts, all of them unless there is an error."""
+        pages: list[Vectors] = [numpy.empty((0, kind.dim), numpy.float32)]
+        contents = [text.text for text in texts if text.text is not None]
+        try:
+            for page in self._client.embed_pages(contents, dim=kind.dim, model=kind.model, revision=kind.revision, truncate=kind.truncate):
+                pages.append(numpy.frombuffer(page.vectors, "<f4").reshape(page.count, page.dim))
+        except EmbedError as error:
+            return numpy.concatenate(pages), error
+        return numpy.concatenate(pages), None
+
+    def _after(self, error: EmbedError, texts: list[Text], before: int) -> list[list[Text]]:
+        """What is to be sent again after an error; `before` texts were embedded before these.
+
+        Raises:
+            EmbedError: it is nobody's fault, or everybody's.
+        """
+        if isinstance(error, DeadlineExceeded) and len(texts) > 1:
+            self._most = max(FEWEST_JOBS, len(texts) // 2)
+            raise error
+        if not isinstance(error, InvalidInput | EngineFailure | DeadlineExceeded):
+            raise error
+        if isinstance(error, EngineFailure) and self._client.health() != "SERVING":
+            raise Unavailable(error.message, hint=error.hint)
+        if error.position is not None and 0 <= error.position - before < len(texts):
+            place = error.position - before
+        elif len(texts) == 1:
+            place = 0
+        else:
+            half = len(texts) // 2
+            return [texts[half:], texts[:half]]
+        self._blame(error, texts[place])
+        return [texts[:place] + texts[place + 1 :]]
+
+    def _blame(self, error: EmbedError, text: Text) -> None:
+        error.position = None
+        last = isinstance(error, InvalidInput) or (isinstance(error, EngineFailure) and text.job.attempts + 1 >= MOST_ATTEMPTS)
+        if last:
+            self._give_up(text, error)
+        else:
+            self._try_later(text, type(error).__name__, str(error))
+
+    def _give_up(self, text: Text, error: EmbedError) -> None:
+        assert self._queue is not None
+        failed = self._queue.give_up(text.job.generation, [text], type(error).__name__, [str(error)])
+        self._counts.add(text.job.generation, failed=failed)
+
+    def _try_later(self, text: Text, error: str, message: str) -> None:
+        assert self._queue is not None
+        retry_in_s = min(SHORTEST_RETRY_S * 2**text.job.attempts, LONGEST_RETRY_S) * random.uniform(1, 1.5)  # noqa: S311 - spreads the load
+        self._queue.fail(text.job.generation, [text.job], error, [message], retry_in_s)
+
+    def _write(self, texts: list[Text], vectors: Vectors, generations: dict[int, Generation]) -> None:
+        first = 0
+        for id, group in groupby(texts, key=lambda text: text.job.generation):
+            part = list(group)
+            self._written(generations[id], part, vectors[first : first + len(part)])
+            first += len(part)
+
+    def _written(self, generation: Generation, texts: list[Text], vectors: Vectors | None) -> None:
+        """Write, or find the rows that their table does not let be written."""
+        try:
+            self._counts.add(generation.id, embedded=self._write_back(generation, texts, vectors))
+        except psycopg.OperationalError:
+            raise
+        except psycopg.ProgrammingError as error:
+            raise Refused(generation, error) from error
+        except psycopg.Error as error:
+            if len(texts) == 1:
+                self._refuse_row(texts[0], error)
+            else:
+                half = len(texts) // 2
+                self._written(generation, texts[:half], None if vectors is None else vectors[:half])
+                self._written(generation, texts[half:], None if vectors is None else vectors[half:])
+
+    def _write_back(self, generation: Generation, texts: list[Text], vectors: Vectors | None) -> int:
+        assert self._queue is not None
+        for left in reversed(range(WRITE_TRIES)):
+            try:
+                return self._queue.write_back(generation, texts, vectors)
+            except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
+                if not left:
+                    raise
+                time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - so that the two do not meet again
+        raise AssertionError
+
+    def _refuse_row(self, text: Text, error: psycopg.Error) -> None:
+        """A trigger or a constraint of the table refuses the vector. Taking away the old one would be refused too."""
+        assert self._queue is not None
+        if text.job.attempts + 1 < MOST_ATTEMPTS:
+            self._try_later(text, type(error).__name__, first_line(error))
+        else:
+            self._queue.fail(text.job.generation, [text.job], type(error).__name__, [first_line(error)], None)
+            self._counts.add(text.job.generation, failed=1)
+
+    def _adapt(self, jobs: int, seconds: float) -> None:
+        """Find the size of a batch that a slow sidecar takes some seconds for."""
+        if seconds > BATCH_S:
+            self._most = max(FEWEST_JOBS, self._most // 2)
+        elif jobs == self._most and seconds < BATCH_S / 4:
+            self._most = min(MOST_JOBS, self._most * 2)
+
+    def _wait_for_sidecar(self, error: EmbedError) -> None:
+        log.log(logging.ERROR if isinstance(error, Unauthenticated) else logging.WARNING, "%s", error)
+        self._served = (0.0, set())
+        self._give_back()
+        self._wait(error.retry_after_s)
+
+    def _give_back(self) -> None:
+        try:
+            if self._queue is not None and self.held:
+                self._queue.release(self.held)
+        except psycopg.Error as error:
+            log.warning("the database: %s", first_line(error))
+            self.close()
+
+    def _wait(self, seconds: float | None) -> None:
+        """For as long as a sidecar said, else longer each time."""
+        self._troubles += 1
+        longest = min(SHORTEST_PAUSE_S * 2**self._troubles, LONGEST_PAUSE_S)
+        self._pause(seconds if seconds is not None else longest * random.uniform(0.5, 1))  # noqa: S311 - spreads the load
+
+
+def first_line(error: psycopg.Error) -> str:
+    said = error.diag.message_primary or str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__

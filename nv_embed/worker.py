@@ -1,0 +1,230 @@
+"""
+The asynchronous embedder: lanes, and a watch over them.
+
+A worker has some lanes for each sidecar (`lanes.py`): while one waits for the sidecar another one writes, and one that fails or waits concerns no
+other. The watch listens for new jobs, gives the leases of work that takes long another while, and tells the database how fast the lanes are.
+
+In:  a database, the addresses of sidecars      Out: rows with vectors, until it is told to stop
+"""
+
+import logging
+import os
+import socket
+import threading
+import time
+from dataclasses import dataclass
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from nv_embed.client import Client
+from nv_embed.errors import InvalidInput
+from nv_embed.jobs import Queue
+from nv_embed.lanes import Counts, Lane, first_line
+
+log = logging.getLogger(__name__)
+
+CHANNEL = "nv_embed_job"
+
+TICK_S = 0.25
+"""How often the watch looks around."""
+
+BEAT_S = 2.0
+"""How often it tells the database of itself."""
+
+CONNECT_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a worker works.
+
+    Attributes:
+        database_url: as libpq takes it.
+        endpoints: of sidecars; each has lanes of its own.
+        lanes: for each sidecar.
+        lease_s: after so long without a sign of life another worker takes the jobs.
+        poll_s: how often to look for jobs of which nothing tells.
+        timeout_s: for one page of texts.
+        once: end when there is nothing to do.
+    """
+
+    database_url: str
+    endpoints: tuple[str, ...]
+    lanes: int = 3
+    lease_s: float = 60.0
+    poll_s: float = 2.0
+    timeout_s: float = 60.0
+    once: bool = False
+
+
+class Worker:
+    """Some threads that embed until `stop`.
+
+    Attributes:
+        counts: what has been done so far.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.counts = Counts()
+        self._changed = threading.Condition()
+        self._calls = 0
+        self._idle: set[Lane] = set()
+        self._stopping = False
+        clients = [Client(endpoint, timeout_s=settings.timeout_s) for endpoint in settings.endpoints]
+        self._lanes = [Lane(self._connect, client, settings.lease_s, self._pause, self.counts) for client in clients for _ in range(settings.lanes)]
+        self._threads = [
+            threading.Thread(target=self._run_lane, args=[lane], name=f"lane-{place}", daemon=True) for place, lane in enumerate(self._lanes)
+        ]
+
+    def run(self) -> None:
+        """Work until told to stop, or until nothing is left to do where `once` says so."""
+        for thread in self._threads:
+            thread.start()
+        watch = Watch(self, self._settings)
+        while any(thread.is_alive() for thread in self._threads):
+            watch.look()
+            if self._settings.once and self.is_idle():
+                self.stop()
+        watch.close()
+
+    def stop(self) -> None:
+        """Let the batches under way be written, and end."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
+    def is_stopping(self) -> bool:
+        return self._stopping
+
+    def wait_stopped(self, seconds: float) -> bool:
+        """Wait until it was told to stop, or has nothing more to do. Returns whether that is so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._stopping, seconds)
+
+    def call(self) -> None:
+        """Have the lanes look for jobs."""
+        with self._changed:
+            self._calls += 1
+            self._changed.notify_all()
+
+    def is_idle(self) -> bool:
+        return len(self._idle) == len(self._lanes)
+
+    def leased(self) -> list[Lane]:
+        return [lane for lane in self._lanes if lane.held]
+
+    def _connect(self) -> Queue:
+        return Queue(connect(self._settings.database_url))
+
+    def _run_lane(self, lane: Lane) -> None:
+        try:
+            while not self._stopping:
+                calls = self._calls
+                if not lane.step():
+                    self._await_call(lane, calls)
+                elif self._idle:
+                    self.call()  # where there was something, there may be more
+        except BaseException:
+            log.critical("a lane has died", exc_info=True)
+            self.stop()
+            raise
+        finally:
+            lane.close()
+
+    def _await_call(self, lane: Lane, calls: int) -> None:
+        """Until there was a call that this lane has not answered, or for the polling interval."""
+        with self._changed:
+            self._idle.add(lane)
+            self._changed.wait_for(lambda: self._stopping or self._calls != calls, self._settings.poll_s)
+            self._idle.discard(lane)
+
+    def _pause(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping, seconds)
+
+
+class Watch:
+    """What is done beside the lanes, over a connection of its own. Where that breaks, the lanes go on and poll."""
+
+    def __init__(self, worker: Worker, settings: Settings) -> None:
+        self._worker = worker
+        self._settings = settings
+        self._queue: Queue | None = None
+        self._id: int | None = None
+        self._waits = False
+        self._renewed = self._beaten = time.monotonic()
+        self._before: dict[int, int] = {}
+
+    def look(self) -> None:
+        """Wait a moment for a call, and do what is due."""
+        try:
+            queue = self._connected()
+            for _ in queue.connection.notifies(timeout=TICK_S, stop_after=1):
+                self._worker.call()
+            now = time.monotonic()
+            if now - self._renewed > self._settings.lease_s / 4:
+                self._renewed = now
+                for lane in self._worker.leased():
+                    queue.release(list(lane.held), self._settings.lease_s)
+            if now - self._beaten > BEAT_S or self._worker.is_idle() != self._waits:
+                self._beat(queue, now)
+        except psycopg.Error as error:
+            log.warning("the database: %s", first_line(error))
+            self._forget()
+            time.sleep(TICK_S)
+
+    def close(self) -> None:
+        try:
+            if self._queue is not None and self._id is not None:
+                self._queue.leave(self._id)
+        except psycopg.Error as error:
+            log.warning("the database: %s", first_line(error))
+        self._forget()
+
+    def _connected(self) -> Queue:
+        if self._queue is None:
+            self._queue = Queue(connect(self._settings.database_url))
+            self._queue.connection.execute(f"LISTEN {CHANNEL}")
+            self._beat(self._queue, time.monotonic())
+        return self._queue
+
+    def _beat(self, queue: Queue, now: float) -> None:
+        seconds = max(now - self._beaten, 0.001)
+        done = self._worker.counts.embedded_by_generation()
+        rates = {id: (count - self._before.get(id, 0)) / seconds for id, count in done.items() if count != self._before.get(id, 0)}
+        waits = self._worker.is_idle()
+        self._id = queue.beat(self._id, f"{socket.gethostname()}:{os.getpid()}", waits, Jsonb(rates))
+        # Whoever wrote before this was committed did not know that somebody waits.
+        if waits and not self._waits:
+            self._worker.call()
+        self._waits, self._beaten, self._before = waits, now, done
+
+    def _forget(self) -> None:
+        if self._queue is not None:
+            self._queue.connection.close()
+        self._queue, self._waits = None, False
+
+
+def connect(database_url: str) -> "psycopg.Connection[tuple[object, ...]]":
+    return psycopg.connect(database_url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, application_name="nv-embed worker")
+
+
+def find_endpoint(database_url: str) -> str:
+    """The sidecar that the database itself uses.
+
+    Raises:
+        InvalidInput: it has none, or this role may not know.
+    """
+    hint = "give --endpoint host:port, or unix:/path"
+    with connect(database_url) as connection:
+        try:
+            row = connection.execute("SELECT endpoint FROM nv_embed.settings").fetchone()
+        except psycopg.errors.InsufficientPrivilege:
+            raise InvalidInput("this role may not read where the database's sidecar is", hint=hint) from None
+        except psycopg.errors.UndefinedTable:
+            raise InvalidInput("nv_embed is not installed in this database", hint="run `nv-embed install --database-url …`") from None
+    if row is None or row[0] is None:
+        raise InvalidInput("no sidecar is configured in this database", hint=hint)
+    return str(row[0])

@@ -1,0 +1,131 @@
+-- backfill: rows that a table had before it was declared.
+--
+-- A declaration of a large table leaves them to the workers, who queue them in steps along the primary key: no step holds a lock that anybody waits for,
+-- and none takes long. Rows that are written meanwhile queue themselves, on whichever side of the step they are.
+
+CREATE OR REPLACE FUNCTION nv_embed.count_rows(generation bigint) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e nv_embed.embedding;
+    g nv_embed.generation;
+BEGIN
+    SELECT * INTO STRICT g FROM nv_embed.generation AS s WHERE s.id = count_rows.generation;
+    SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id = g.embedding;
+    PERFORM nv_embed.check_sees_all(e.relation);
+    -- One statement has one snapshot, so the rows counted and the differences told so far belong together, whoever writes meanwhile.
+    EXECUTE format(
+        $sql$
+            INSERT INTO nv_embed.tally (generation, rows, blank, vectors)
+            SELECT $1, c.rows - s.rows, c.blank - s.blank, c.vectors - s.vectors
+            FROM (SELECT count(*) AS rows, count(*) FILTER (WHERE NOT %s) AS blank, count(t.%I) AS vectors FROM %s AS t) AS c,
+                (
+                    SELECT coalesce(sum(rows), 0) AS rows, coalesce(sum(blank), 0) AS blank, coalesce(sum(vectors), 0) AS vectors
+                    FROM nv_embed.tally WHERE generation = $1
+                ) AS s
+        $sql$,
+        nv_embed.has_content(e.source, 't'), g.target, nv_embed.qualified(e.relation)
+    ) USING generation;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.count_rows(bigint) IS 'Makes the tally right by reading the whole table once, without a lock.';
+
+-- $1 is the generation, $2 the key after which to begin, $3 how many rows to look at; NULL is all.
+CREATE OR REPLACE FUNCTION nv_embed.backfill_sql(id bigint, is_first boolean) RETURNS text
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e nv_embed.embedding;
+    g nv_embed.generation;
+    columns text;
+    after text;
+BEGIN
+    SELECT * INTO STRICT g FROM nv_embed.generation AS s WHERE s.id = backfill_sql.id;
+    SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id = g.embedding;
+    PERFORM nv_embed.check_sees_all(e.relation);
+    SELECT string_agg(format('t.%I', k.column_name), ', ' ORDER BY k.place), string_agg(format('($2)[%s]::%s', k.place, k.type), ', ' ORDER BY k.place)
+    INTO columns, after
+    FROM nv_embed.key_columns(e.relation) AS k;
+    RETURN format(
+        $sql$
+            WITH step AS MATERIALIZED (
+                SELECT %1$s AS key, t.%2$I IS NULL AND %3$s AS awaits, pg_catalog.row_number() OVER (ORDER BY %4$s) AS place
+                FROM %5$s AS t
+                WHERE %6$s
+                ORDER BY %4$s
+                LIMIT $3
+            ),
+            queued AS (
+                INSERT INTO nv_embed.job (generation, key, stale)
+                SELECT $1, key, false FROM step WHERE awaits ORDER BY place
+                ON CONFLICT (generation, key) DO NOTHING
+                RETURNING 1
+            )
+            SELECT (SELECT key FROM step ORDER BY place DESC LIMIT 1) AS after, (SELECT pg_catalog.count(*) FROM step) AS seen,
+                (SELECT pg_catalog.count(*) FROM queued) AS queued
+        $sql$,
+        nv_embed.key_sql(e.relation, 't'), g.target, nv_embed.has_content(e.source, 't'), columns, nv_embed.qualified(e.relation),
+        CASE WHEN is_first THEN '$2 IS NULL' ELSE format('(%s) > (%s)', columns, after) END
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.backfill_sql(bigint, boolean) IS 'A statement: queue those of the next rows, in the order of the primary key, that lack a vector.';
+
+CREATE OR REPLACE FUNCTION nv_embed.backfill_step(generation bigint, most int DEFAULT 10000) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET extra_float_digits = 3
+SET datestyle = 'ISO, YMD'
+SET intervalstyle = 'postgres'
+SET timezone = 'UTC'
+AS $$
+DECLARE
+    b nv_embed.backfill;
+    step record;
+BEGIN
+    SELECT * INTO b FROM nv_embed.backfill AS s WHERE s.generation = backfill_step.generation FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    IF NOT b.counted THEN
+        PERFORM nv_embed.count_rows(generation);
+        UPDATE nv_embed.backfill AS s SET counted = true WHERE s.generation = backfill_step.generation;
+        RETURN 0;
+    END IF;
+    EXECUTE nv_embed.backfill_sql(generation, b.after IS NULL) INTO step USING generation, b.after, most;
+    PERFORM nv_embed.tell(generation, 0, 0, 0, step.queued, 0);
+    IF step.seen < most THEN
+        DELETE FROM nv_embed.backfill AS s WHERE s.generation = backfill_step.generation;
+    ELSE
+        UPDATE nv_embed.backfill AS s SET after = step.after WHERE s.generation = backfill_step.generation;
+    END IF;
+    RETURN step.queued;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.backfill_step(bigint, int)
+    IS 'Counts the rows of a newly declared table or queues the next of them; returns how many it queued, NULL when there is nothing to do or somebody does it.';
+
+CREATE OR REPLACE FUNCTION nv_embed.queue_rows(generation bigint) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET extra_float_digits = 3
+SET datestyle = 'ISO, YMD'
+SET intervalstyle = 'postgres'
+SET timezone = 'UTC'
+AS $$
+DECLARE
+    step record;
+BEGIN
+    EXECUTE nv_embed.backfill_sql(generation, true) INTO step USING generation, NULL::text[], NULL::bigint;
+    PERFORM nv_embed.tell(generation, 0, 0, 0, step.queued, 0);
+    PERFORM nv_embed.wake();
+    RETURN step.queued;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.queue_rows(bigint) IS 'Queues every row that lacks a vector and has content; returns how many it queued that were not queued already.';

@@ -1,0 +1,432 @@
+-- job: what a worker does with jobs.
+--
+-- Claim, read, embed with no transaction open, write back. The lease, not a transaction, owns a job meanwhile: a worker that dies loses nothing. Whoever
+-- queues a row again takes the lease away, so that a row changed meanwhile is simply embedded again.
+--
+-- Keys travel as the text of their array, so that a list of them is an array of one dimension, whatever the key.
+--
+-- All of it runs with the worker's own rights: those of nv_embed_worker, or of whoever owns the table.
+
+-- SKIP LOCKED keeps workers from queueing behind each other. New work goes before retries, and each generation has its share: a bulk load does not hold up
+-- the one row that somebody else changed. What a generation leaves of its share the later ones may take, so callers should change their order.
+CREATE OR REPLACE FUNCTION nv_embed.claim(generations bigint[], most int, lease interval)
+RETURNS TABLE (generation bigint, key text, id bigint, attempts int)
+LANGUAGE plpgsql ROWS 1000
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    room int := most;
+    share int;
+    claimed int;
+    fresh boolean;
+BEGIN
+    FOREACH fresh IN ARRAY ARRAY[true, false] LOOP
+        FOR place IN 1 .. cardinality(generations) LOOP
+            share := ceil(room::float8 / (cardinality(generations) - place + 1));
+            CONTINUE WHEN share <= 0;
+            RETURN QUERY SELECT generations[place], c.* FROM nv_embed.claim_of(generations[place], fresh, share, lease) AS c;
+            GET DIAGNOSTICS claimed = ROW_COUNT;
+            room := room - claimed;
+        END LOOP;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.claim(bigint[], int, interval) IS 'Leases jobs of these generations, oldest first, new ones before retries.';
+
+-- By ctid, because with a number of rows that it does not know the planner might read the whole queue to find a few.
+CREATE OR REPLACE FUNCTION nv_embed.claim_of(generation bigint, fresh boolean, most int, lease interval)
+RETURNS TABLE (key text, id bigint, attempts int)
+LANGUAGE plpgsql ROWS 1000
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    moment CONSTANT timestamptz := clock_timestamp();
+    places tid[];
+BEGIN
+    IF fresh THEN
+        places := ARRAY(
+            SELECT c.ctid
+            FROM nv_embed.job AS c
+            WHERE c.generation = claim_of.generation AND c.retry_at IS NULL AND (c.leased_until IS NULL OR c.leased_until <= moment)
+            ORDER BY c.id
+            LIMIT most
+            FOR UPDATE SKIP LOCKED
+        );
+    ELSE
+        places := ARRAY(
+            SELECT c.ctid
+            FROM nv_embed.job AS c
+            WHERE c.generation = claim_of.generation AND c.retry_at <= moment AND (c.leased_until IS NULL OR c.leased_until <= moment)
+            ORDER BY c.retry_at
+            LIMIT most
+            FOR UPDATE SKIP LOCKED
+        );
+    END IF;
+    RETURN QUERY
+    UPDATE nv_embed.job AS j SET leased_until = moment + lease WHERE j.ctid = ANY (places) RETURNING j.key::text, j.id, j.attempts;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.claim_of(bigint, boolean, int, interval) IS 'Leases jobs of one generation: those that were never tried, or those that failed and are due.';
+
+CREATE OR REPLACE FUNCTION nv_embed.release(generation bigint, keys text[], ids bigint[], lease interval) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE nv_embed.job AS j
+    SET leased_until = clock_timestamp() + lease
+    FROM unnest(keys, ids) AS u (key, id)
+    WHERE j.generation = release.generation AND j.key = u.key::text[] AND j.id = u.id AND j.retry_at IS DISTINCT FROM 'infinity';
+$$;
+
+COMMENT ON FUNCTION nv_embed.release(bigint, text[], bigint[], interval) IS 'Gives jobs another lease, from now; one of no length gives them back.';
+
+CREATE OR REPLACE FUNCTION nv_embed.settle(generation bigint, keys text[], ids bigint[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    gone record;
+BEGIN
+    WITH settled AS (
+        DELETE FROM nv_embed.job AS j USING unnest(keys, ids) AS u (key, id)
+        WHERE j.generation = settle.generation AND j.key = u.key::text[] AND j.id = u.id
+        RETURNING j.stale
+    )
+    SELECT count(*) AS jobs, count(*) FILTER (WHERE s.stale) AS stale INTO gone FROM settled AS s;
+    PERFORM nv_embed.tell(generation, 0, 0, 0, -gone.jobs, -gone.stale);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.settle(bigint, text[], bigint[]) IS 'Takes jobs away that are done, unless their rows were queued again meanwhile.';
+
+-- fail: what becomes of jobs after a try that failed: another one later, or none. A row that failed for good has no vector (`give_up`), so its job is not
+-- stale any more.
+CREATE OR REPLACE FUNCTION nv_embed.fail(generation bigint, keys text[], ids bigint[], error text, messages text[], retry_in interval) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    mended bigint;
+BEGIN
+    WITH failed AS (
+        SELECT j.key, j.stale AND retry_in IS NULL AS was_stale, u.message
+        FROM unnest(keys, ids, messages) AS u (key, id, message)
+        JOIN nv_embed.job AS j ON j.generation = fail.generation AND j.key = u.key::text[] AND j.id = u.id
+        FOR UPDATE OF j
+    ), updated AS (
+        UPDATE nv_embed.job AS j
+        SET leased_until = NULL,
+            stale = j.stale AND NOT f.was_stale,
+            attempts = j.attempts + 1,
+            retry_at = coalesce(clock_timestamp() + retry_in, 'infinity'),
+            history = coalesce(j.history, '[]') || jsonb_build_object('at', clock_timestamp(), 'error', error, 'message', f.message)
+        FROM failed AS f
+        WHERE j.generation = fail.generation AND j.key = f.key
+        RETURNING f.was_stale
+    )
+    SELECT count(*) FILTER (WHERE s.was_stale) INTO mended FROM updated AS s;
+    PERFORM nv_embed.tell(generation, 0, 0, 0, 0, -mended);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.fail(bigint, text[], bigint[], text, text[], interval)
+    IS 'Counts an attempt that failed: the job is tried again after an interval, or never where that is null.';
+
+-- read_sql and write_back_sql: built as text, because tables and columns are the user's, and run with the worker's rights.
+
+CREATE OR REPLACE FUNCTION nv_embed.matched_sql(relation regclass, alias name) RETURNS text
+LANGUAGE sql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    SELECT string_agg(format('t.%I %s (%I.key::pg_catalog.text[])[%s]::%s', k.column_name, k.equals, alias, k.place, k.type), ' AND ' ORDER BY k.place)
+    FROM nv_embed.key_columns(relation) AS k
+);
+
+COMMENT ON FUNCTION nv_embed.matched_sql(regclass, name) IS 'An SQL condition: the row t of a table has the key of another relation.';
+
+CREATE OR REPLACE FUNCTION nv_embed.digest_sql(source text, alias name) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+RETURN format('pg_catalog.sha256(pg_catalog.convert_to(%s, ''UTF8''))', nv_embed.rendered(source, alias));
+
+COMMENT ON FUNCTION nv_embed.digest_sql(text, name) IS 'An SQL expression: a digest of the text of a row.';
+
+-- A row that a worker may not see would seem gone, and its job with it.
+CREATE OR REPLACE FUNCTION nv_embed.check_sees_all(relation regclass) RETURNS void
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF row_security_active(relation) THEN
+        RAISE EXCEPTION 'row-level security may hide rows of % from role %', nv_embed.qualified(relation), quote_ident(current_user)
+            USING ERRCODE = '42501', HINT = 'run the worker as a role with BYPASSRLS, or as the owner of the table';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_sees_all(regclass) IS 'Raises an error where the current role sees a part of a table only.';
+
+-- A text of more bytes than a sidecar takes is not sent to a worker at all.
+CREATE OR REPLACE FUNCTION nv_embed.read_sql(id bigint) RETURNS text
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e nv_embed.embedding;
+BEGIN
+    SELECT s.* INTO STRICT e FROM nv_embed.generation AS g JOIN nv_embed.embedding AS s ON s.id = g.embedding WHERE g.id = read_sql.id;
+    PERFORM nv_embed.check_sees_all(e.relation);
+    RETURN format(
+        $sql$
+            SELECT f.place, pg_catalog.octet_length(text), CASE WHEN pg_catalog.octet_length(text) OPERATOR(pg_catalog.<=) $2 THEN text END, digest
+            FROM (
+                SELECT f.place, %s AS digest, CASE WHEN %s THEN %s END AS text
+                FROM (SELECT pg_catalog.unnest($1) AS key, pg_catalog.generate_series(1, pg_catalog.cardinality($1)) AS place LIMIT pg_catalog.cardinality($1)) AS f
+                JOIN %s AS t ON %s
+            ) AS f
+        $sql$,
+        nv_embed.digest_sql(e.source, 't'), nv_embed.has_content(e.source, 't'), nv_embed.rendered(e.source, 't'),
+        nv_embed.qualified(e.relation), nv_embed.matched_sql(e.relation, 'f')
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.read_sql(bigint) IS 'A query: the texts of rows by their keys, and digests of them; a row without content has a digest and no text.';
+
+CREATE OR REPLACE FUNCTION nv_embed.read(generation bigint, keys text[], most_bytes int) RETURNS TABLE (place int, size int, text text, digest bytea)
+LANGUAGE plpgsql STABLE ROWS 1000
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY EXECUTE nv_embed.read_sql(generation) USING keys, most_bytes;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.read(bigint, text[], int)
+    IS 'What rows read, by their keys; a text of more bytes than that is not returned, a row without content has none, and one that is gone is left out.';
+
+-- A row that somebody else holds is left for later rather than waited for: a worker that waits would hold the rows that it has written already. A row that
+-- its own triggers rewrote, or kept from being written, is not counted as written.
+CREATE OR REPLACE FUNCTION nv_embed.write_back_sql(id bigint) RETURNS text
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e nv_embed.embedding;
+    g nv_embed.generation;
+BEGIN
+    SELECT * INTO STRICT g FROM nv_embed.generation AS s WHERE s.id = write_back_sql.id;
+    SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id = g.embedding;
+    PERFORM nv_embed.check_sees_all(e.relation);
+    PERFORM nv_embed.check_may_fill(e.relation, g.target);
+    RETURN format(
+        $sql$
+            WITH found AS MATERIALIZED (
+                SELECT pg_catalog.unnest($1) AS key, pg_catalog.unnest($2) AS digest, pg_catalog.unnest($3) AS vector,
+                    pg_catalog.generate_series(1, pg_catalog.cardinality($1)) AS place
+                LIMIT pg_catalog.cardinality($1)
+            ),
+            held AS MATERIALIZED (
+                SELECT f.place, t.%1$I IS NULL AND f.vector IS NULL AS is_done
+                FROM found AS f JOIN %2$s AS t ON %3$s
+                WHERE %4$s OPERATOR(pg_catalog.=) f.digest
+                FOR NO KEY UPDATE OF t SKIP LOCKED
+            ),
+            written AS (
+                UPDATE %2$s AS t SET %1$I = f.vector::%5$s
+                FROM found AS f JOIN held AS h ON h.place OPERATOR(pg_catalog.=) f.place
+                WHERE NOT h.is_done AND %3$s
+                RETURNING f.place, %4$s OPERATOR(pg_catalog.=) f.digest AS is_same
+            )
+            SELECT ARRAY(SELECT place FROM written WHERE is_same),
+                ARRAY(SELECT place FROM held WHERE is_done),
+                ARRAY(SELECT f.place FROM found AS f WHERE NOT EXISTS (SELECT FROM %2$s AS t WHERE %3$s))
+        $sql$,
+        g.target, nv_embed.qualified(e.relation), nv_embed.matched_sql(e.relation, 'f'), nv_embed.digest_sql(e.source, 't'), nv_embed.type_sql(g.storage, g.dim)
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.write_back_sql(bigint)
+    IS 'A statement: write vectors to rows that still read the same; it returns the places of those written, of those without content, and of those gone.';
+
+-- The user's triggers run in these three: no SET search_path, and every name with its schema.
+
+CREATE OR REPLACE FUNCTION nv_embed.write_rows(
+    generation bigint, keys text[], digests bytea[], vectors anyarray, OUT written int[], OUT unchanged int[], OUT gone int[]
+)
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    EXECUTE nv_embed.write_back_sql(generation) INTO written, unchanged, gone USING keys, digests, vectors;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.write_rows(bigint, text[], bytea[], anyarray)
+    IS 'Writes vectors to rows that still read as they were embedded; the places of those written, of those that had none and get none, and of those gone.';
+
+CREATE OR REPLACE FUNCTION nv_embed.write_back(generation bigint, keys text[], ids bigint[], digests bytea[], vectors anyarray) RETURNS int
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    outcome CONSTANT record := nv_embed.write_rows(generation, keys, digests, vectors);
+    settled CONSTANT pg_catalog.int4[] := outcome.written OPERATOR(pg_catalog.||) outcome.unchanged OPERATOR(pg_catalog.||) outcome.gone;
+BEGIN
+    PERFORM nv_embed.settle(generation, nv_embed.chosen(keys, settled), nv_embed.chosen(ids, settled));
+    PERFORM nv_embed.release(generation, keys, ids, '1 second');
+    RETURN pg_catalog.cardinality(settled);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.write_back(bigint, text[], bigint[], bytea[], anyarray)
+    IS 'Writes vectors to rows that still read as they were embedded, and settles their jobs; returns how many. The others are due again in a second.';
+
+-- Rows whose text cannot be embedded lose the vector of the text before, because a vector that is not the text's is worse than none. Losing it queues them
+-- anew; that job is made the one that failed again.
+CREATE OR REPLACE FUNCTION nv_embed.give_up(generation bigint, keys text[], ids bigint[], digests bytea[], error text, messages text[]) RETURNS int
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    histories CONSTANT pg_catalog.jsonb[] := nv_embed.histories(generation, keys);
+    outcome CONSTANT record := nv_embed.write_rows(generation, keys, digests, pg_catalog.array_fill(NULL::pg_catalog.text, ARRAY[pg_catalog.cardinality(keys)]));
+    failed CONSTANT pg_catalog.int4[] := outcome.written OPERATOR(pg_catalog.||) outcome.unchanged;
+BEGIN
+    PERFORM nv_embed.inherit(
+        generation, nv_embed.chosen(keys, outcome.written), nv_embed.chosen(ids, outcome.written), nv_embed.chosen(histories, outcome.written)
+    );
+    PERFORM nv_embed.fail(generation, nv_embed.chosen(keys, failed), nv_embed.chosen(ids, failed), error, nv_embed.chosen(messages, failed), NULL);
+    PERFORM nv_embed.settle(generation, nv_embed.chosen(keys, outcome.gone), nv_embed.chosen(ids, outcome.gone));
+    PERFORM nv_embed.release(generation, keys, ids, '1 second');
+    RETURN pg_catalog.cardinality(failed);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.give_up(bigint, text[], bigint[], bytea[], text, text[])
+    IS 'Marks jobs as failed for good, and takes away what vectors their rows had; returns how many.';
+
+CREATE OR REPLACE FUNCTION nv_embed.histories(generation bigint, keys text[]) RETURNS jsonb[]
+LANGUAGE sql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+RETURN ARRAY(
+    SELECT j.history
+    FROM unnest(keys) WITH ORDINALITY AS u (key, place)
+    LEFT JOIN nv_embed.job AS j ON j.generation = histories.generation AND j.key = u.key::text[]
+    ORDER BY u.place
+);
+
+COMMENT ON FUNCTION nv_embed.histories(bigint, text[]) IS 'What went wrong so far with jobs, in their order.';
+
+CREATE OR REPLACE FUNCTION nv_embed.inherit(generation bigint, keys text[], ids bigint[], histories jsonb[]) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE nv_embed.job AS j
+    SET id = u.id, history = u.history, attempts = coalesce(jsonb_array_length(u.history), 0)
+    FROM unnest(keys, ids, histories) AS u (key, id, history)
+    WHERE j.generation = inherit.generation AND j.key = u.key::text[];
+$$;
+
+COMMENT ON FUNCTION nv_embed.inherit(bigint, text[], bigint[], jsonb[]) IS 'Makes queued rows the jobs that they were before.';
+
+CREATE OR REPLACE FUNCTION nv_embed.chosen(list anyarray, places int[]) RETURNS anyarray
+LANGUAGE sql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT ARRAY(SELECT list[place] FROM unnest(places) AS place);
+$$;
+
+COMMENT ON FUNCTION nv_embed.chosen(anyarray, int[]) IS 'The elements of an array at some places.';
+
+CREATE OR REPLACE FUNCTION nv_embed.retry(relation regclass DEFAULT NULL) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    driven bigint;
+BEGIN
+    UPDATE nv_embed.job AS j
+    SET retry_at = NULL, attempts = 0, leased_until = NULL
+    FROM nv_embed.generation AS g JOIN nv_embed.embedding AS e ON e.id = g.embedding
+    WHERE j.generation = g.id AND j.retry_at = 'infinity' AND e.relation = coalesce(retry.relation, e.relation);
+    GET DIAGNOSTICS driven = ROW_COUNT;
+    IF driven > 0 THEN
+        PERFORM nv_embed.wake();
+    END IF;
+    RETURN driven;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.retry(regclass) IS 'Queues again what failed for good, of one table or of all that are the caller''s; returns how many rows.';
+
+CREATE OR REPLACE FUNCTION nv_embed.is_pending(generation bigint) RETURNS boolean
+LANGUAGE sql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+RETURN EXISTS (SELECT FROM nv_embed.job AS j WHERE j.generation = is_pending.generation AND j.retry_at IS NULL)
+    OR EXISTS (SELECT FROM nv_embed.job AS j WHERE j.generation = is_pending.generation AND j.retry_at < 'infinity')
+    OR EXISTS (SELECT FROM nv_embed.backfill AS b WHERE b.generation = is_pending.generation);
+
+COMMENT ON FUNCTION nv_embed.is_pending(bigint) IS 'Whether rows of a generation wait for a worker.';
+
+CREATE OR REPLACE FUNCTION nv_embed.has_failed(generation bigint) RETURNS boolean
+LANGUAGE sql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+RETURN EXISTS (SELECT FROM nv_embed.job AS j WHERE j.generation = has_failed.generation AND j.retry_at = 'infinity');
+
+COMMENT ON FUNCTION nv_embed.has_failed(bigint) IS 'Whether rows of a generation failed for good.';
+
+-- Each look is a statement of its own and so sees what was committed meanwhile, unless the transaction has a snapshot of its own.
+CREATE OR REPLACE FUNCTION nv_embed.wait(relation regclass, target name DEFAULT 'embedding', timeout interval DEFAULT '1 min') RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    generation CONSTANT bigint := (nv_embed.live_generation(relation, target)).id;
+    until CONSTANT timestamptz := clock_timestamp() + timeout;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'nv_embed.wait() cannot see what workers do in a % transaction', current_setting('transaction_isolation')
+            USING ERRCODE = '25001', HINT = 'wait in a read committed transaction';
+    END IF;
+    LOOP
+        IF NOT nv_embed.is_pending(generation) THEN
+            RETURN NOT nv_embed.has_failed(generation);
+        END IF;
+        IF clock_timestamp() >= until THEN
+            RETURN false;
+        END IF;
+        PERFORM pg_sleep(0.05);
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.wait(regclass, name, interval)
+    IS 'Waits until no row of a table awaits its vector any more; false if the time is over before, or if rows failed.';
+
+CREATE OR REPLACE FUNCTION nv_embed.work()
+RETURNS TABLE (generation bigint, relation text, model text, revision text, dim int, storage text, truncate text, is_backfilling boolean)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT g.id, nv_embed.qualified(e.relation), g.model, g.revision, g.dim, g.storage, e.truncate,
+        EXISTS (SELECT FROM nv_embed.backfill AS b WHERE b.generation = g.id)
+    FROM nv_embed.generation AS g
+    JOIN nv_embed.embedding AS e ON e.id = g.embedding
+    JOIN pg_catalog.pg_class AS c ON c.oid = e.relation
+    WHERE g.id IN (SELECT nv_embed.visible_generations())
+    ORDER BY g.id;
+END;
+
+COMMENT ON FUNCTION nv_embed.work() IS 'The generations that the current role may embed for, and what they are made with.';
+
+CREATE OR REPLACE FUNCTION nv_embed.vector_types() RETURNS TABLE (storage text, type oid, array_type oid)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT t.typname::text, t.oid, t.typarray
+    FROM pg_catalog.pg_extension AS e JOIN pg_catalog.pg_type AS t ON t.typnamespace = e.extnamespace
+    WHERE e.extname = 'vector' AND t.typname IN ('vector', 'halfvec');
+END;
+
+COMMENT ON FUNCTION nv_embed.vector_types() IS 'pgvector''s types, for whoever sends them in binary form.';

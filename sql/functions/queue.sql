@@ -1,0 +1,263 @@
+-- queue: from what a statement wrote to jobs.
+--
+-- One statement trigger an event looks at the rows that were written, queues those that await a vector, and tells the tally what changed. It runs with the
+-- rights of its owner, because nobody else may write jobs. So it must evaluate nothing that a user could have made: texts and keys are formed by
+-- pg_catalog.concat, which calls a type's own output function and never a cast, and compared as texts or as bytes. A trigger that was not made by
+-- `auto_embed` is refused: its table's name for the rows written could be anything.
+--
+-- Old and new rows of an UPDATE are paired by their order in the transition tables, not by key: the key itself may have changed.
+
+CREATE OR REPLACE FUNCTION nv_embed.effective_mode(declared text) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    mode CONSTANT text := coalesce(nullif(current_setting('nv_embed.mode', true), ''), declared);
+BEGIN
+    IF mode NOT IN ('sync', 'async', 'off') THEN
+        RAISE EXCEPTION 'nv_embed.mode is %', quote_literal(mode)
+            USING ERRCODE = '22023', HINT = 'it is one of sync, async and off; RESET nv_embed.mode gives back what was declared';
+    END IF;
+    RETURN mode;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.effective_mode(text) IS 'The mode of this transaction: what SET LOCAL nv_embed.mode says, else what was declared.';
+
+CREATE OR REPLACE FUNCTION nv_embed.key_sql(relation regclass, alias name) RETURNS text
+LANGUAGE sql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    SELECT format('ARRAY[%s]', string_agg(format('pg_catalog.concat(%I.%I)', alias, k.column_name), ', ' ORDER BY k.place))
+    FROM nv_embed.key_columns(relation) AS k
+);
+
+COMMENT ON FUNCTION nv_embed.key_sql(regclass, name) IS 'An SQL expression: the primary key of a row as an array of texts.';
+
+-- What an event says of each row: its key; whether it awaits a vector; whether whatever it awaited is settled, because it brought its vector or has no
+-- content any more. An update's row is moved when its key changed, and cleared when its vector became NULL: both may leave a job that is wrong by now.
+CREATE OR REPLACE FUNCTION nv_embed.seen_sql(e nv_embed.embedding, target name, event text) RETURNS text
+LANGUAGE sql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+RETURN CASE event
+    WHEN 'insert' THEN format(
+        'SELECT %s AS key, n.%I IS NOT NULL AS has_vector, NOT %s AS is_blank FROM new_rows AS n',
+        nv_embed.key_sql(e.relation, 'n'), target, nv_embed.has_content(e.source, 'n')
+    )
+    WHEN 'update' THEN format(
+        $sql$
+            SELECT *,
+                key <> old_key AS is_moved,
+                had_vector AND NOT has_vector AS is_cleared,
+                is_new_vector AND has_vector OR is_blank AND NOT has_vector AS is_settled,
+                is_new_text AND NOT is_new_vector AND (has_vector OR NOT is_blank) OR had_vector AND NOT has_vector AND NOT is_blank AS awaits
+            FROM (
+                SELECT %1$s AS key, %2$s AS old_key,
+                    %3$s <> %4$s AS is_new_text,
+                    NOT record_image_eq(ROW(n.%5$I), ROW(o.%5$I)) AS is_new_vector,
+                    n.%5$I IS NOT NULL AS has_vector, o.%5$I IS NOT NULL AS had_vector,
+                    NOT %6$s AS is_blank, NOT %7$s AS was_blank
+                FROM (SELECT row_number() OVER () AS nv_embed_place, * FROM new_rows) AS n
+                JOIN (SELECT row_number() OVER () AS nv_embed_place, * FROM old_rows) AS o ON n.nv_embed_place = o.nv_embed_place
+            ) AS pair
+        $sql$,
+        nv_embed.key_sql(e.relation, 'n'), nv_embed.key_sql(e.relation, 'o'), nv_embed.rendered(e.source, 'n'), nv_embed.rendered(e.source, 'o'), target,
+        nv_embed.has_content(e.source, 'n'), nv_embed.has_content(e.source, 'o')
+    )
+    WHEN 'delete' THEN format(
+        'SELECT %s AS key, o.%I IS NOT NULL AS had_vector, NOT %s AS was_blank FROM old_rows AS o',
+        nv_embed.key_sql(e.relation, 'o'), target, nv_embed.has_content(e.source, 'o')
+    )
+END;
+
+COMMENT ON FUNCTION nv_embed.seen_sql(nv_embed.embedding, name, text) IS 'A query: what an event''s transition tables say of each row.';
+
+-- queue_sql: a statement with two parameters, the generation and whether rows are to be queued at all. It returns the differences for the tally, how many
+-- rows were queued, and how many were left to `requeue_moved_rows`. A row that waits already goes to the end of the queue as if it were new.
+CREATE OR REPLACE FUNCTION nv_embed.queue_sql(e nv_embed.embedding, target name, event text) RETURNS text
+LANGUAGE sql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+RETURN format(
+    CASE event
+        WHEN 'insert' THEN $sql$
+            WITH seen AS MATERIALIZED (%s),
+            queued AS (
+                INSERT INTO nv_embed.job AS j (generation, key, stale)
+                SELECT $1, key, false FROM seen WHERE $2 AND NOT has_vector AND NOT is_blank
+                ON CONFLICT (generation, key) DO UPDATE SET %s
+                RETURNING j.xmax = 0 AS is_new
+            )
+            SELECT s.*, q.*, 0 AS stale, 0 AS rare
+            FROM (SELECT count(*) AS rows, count(*) FILTER (WHERE is_blank) AS blank, count(*) FILTER (WHERE has_vector) AS vectors FROM seen) AS s,
+                (SELECT count(*) AS queued, count(*) FILTER (WHERE is_new) AS jobs FROM queued) AS q
+        $sql$
+        WHEN 'update' THEN $sql$
+            WITH seen AS MATERIALIZED (%s),
+            settled AS (
+                DELETE FROM nv_embed.job AS j USING seen AS s
+                WHERE j.generation = $1 AND j.key = s.key AND s.is_settled AND NOT s.is_moved AND NOT s.is_cleared
+                RETURNING j.stale
+            ),
+            queued AS (
+                INSERT INTO nv_embed.job AS j (generation, key, stale)
+                SELECT $1, key, has_vector FROM seen WHERE $2 AND awaits AND NOT is_moved AND NOT is_cleared
+                ON CONFLICT (generation, key) DO UPDATE SET %s
+                RETURNING j.xmax = 0 AS is_new, j.stale
+            )
+            SELECT 0 AS rows, s.*, q.queued, q.jobs - d.jobs AS jobs, q.stale - d.stale AS stale
+            FROM (
+                    SELECT count(*) FILTER (WHERE is_blank) - count(*) FILTER (WHERE was_blank) AS blank,
+                        count(*) FILTER (WHERE has_vector) - count(*) FILTER (WHERE had_vector) AS vectors,
+                        count(*) FILTER (WHERE is_moved OR is_cleared) AS rare
+                    FROM seen
+                ) AS s,
+                (
+                    SELECT count(*) AS queued, count(*) FILTER (WHERE is_new) AS jobs, count(*) FILTER (WHERE is_new AND stale) AS stale FROM queued
+                ) AS q,
+                (SELECT count(*) AS jobs, count(*) FILTER (WHERE stale) AS stale FROM settled) AS d
+        $sql$
+        WHEN 'delete' THEN $sql$
+            WITH seen AS MATERIALIZED (%s),
+            settled AS (DELETE FROM nv_embed.job AS j USING seen AS s WHERE j.generation = $1 AND j.key = s.key RETURNING j.stale)
+            SELECT s.*, d.*, 0 AS queued, 0 AS rare
+            FROM (SELECT -count(*) AS rows, -count(*) FILTER (WHERE was_blank) AS blank, -count(*) FILTER (WHERE had_vector) AS vectors FROM seen) AS s,
+                (SELECT -count(*) AS jobs, -count(*) FILTER (WHERE stale) AS stale FROM settled) AS d
+        $sql$
+    END,
+    nv_embed.seen_sql(e, target, event),
+    'id = excluded.id, queued_at = excluded.queued_at, leased_until = NULL, attempts = 0, retry_at = NULL, history = NULL'
+);
+
+COMMENT ON FUNCTION nv_embed.queue_sql(nv_embed.embedding, name, text) IS 'A statement: queue and settle what an event''s transition tables hold, and say what changed.';
+
+-- Jobs of rows that have another key now, or lost their vector: taken away by their old keys first, then queued by the new ones, in two statements
+-- because keys may go from row to row.
+CREATE OR REPLACE FUNCTION nv_embed.requeue_sql(e nv_embed.embedding, target name) RETURNS text[]
+LANGUAGE sql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+RETURN ARRAY[
+    format(
+        $sql$
+            WITH seen AS MATERIALIZED (%s),
+            gone AS (
+                DELETE FROM nv_embed.job AS j USING seen AS s
+                WHERE j.generation = $1 AND j.key = s.old_key AND (s.is_moved OR s.is_cleared)
+                RETURNING j.stale, s.key, s.is_settled
+            )
+            SELECT array_agg(key::text) FILTER (WHERE NOT is_settled) AS awaiting, count(*) AS jobs, count(*) FILTER (WHERE stale) AS stale FROM gone
+        $sql$,
+        nv_embed.seen_sql(e, target, 'update')
+    ),
+    format(
+        $sql$
+            WITH seen AS MATERIALIZED (%s),
+            queued AS (
+                INSERT INTO nv_embed.job AS j (generation, key, stale)
+                SELECT $1, key, has_vector FROM seen
+                WHERE (is_moved OR is_cleared) AND ($2 AND awaits OR key::text = ANY ($3))
+                ON CONFLICT (generation, key) DO NOTHING
+                RETURNING j.stale
+            )
+            SELECT count(*) AS jobs, count(*) FILTER (WHERE stale) AS stale FROM queued
+        $sql$,
+        nv_embed.seen_sql(e, target, 'update')
+    )
+];
+
+COMMENT ON FUNCTION nv_embed.requeue_sql(nv_embed.embedding, name)
+    IS 'Two statements: take away the jobs of moved and cleared rows, returning the keys that still await; and queue those.';
+
+-- Without its transition tables a statement would read whatever the session has under those names, with our rights: anybody can attach our function to a
+-- table of theirs.
+CREATE OR REPLACE FUNCTION nv_embed.find_declared(id bigint, relation oid, trigger_name name, event text, OUT e nv_embed.embedding, OUT g nv_embed.generation)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    SELECT s.* INTO e FROM nv_embed.embedding AS s WHERE s.id = find_declared.id AND s.relation = find_declared.relation;
+    IF e.id IS NULL OR NOT EXISTS (
+        SELECT FROM pg_trigger AS t
+        WHERE t.tgrelid = find_declared.relation AND t.tgname = trigger_name
+            AND (event NOT IN ('INSERT', 'UPDATE') OR t.tgnewtable = 'new_rows')
+            AND (event NOT IN ('UPDATE', 'DELETE') OR t.tgoldtable = 'old_rows')
+    ) THEN
+        RAISE EXCEPTION 'trigger % of % belongs to no declaration', quote_ident(trigger_name), nv_embed.qualified(relation)
+            USING ERRCODE = '42704', HINT = format('DROP TRIGGER %I ON %s', trigger_name, nv_embed.qualified(relation));
+    END IF;
+    SELECT s.* INTO STRICT g FROM nv_embed.generation AS s WHERE s.embedding = find_declared.id AND s.state = 'live';
+    PERFORM nv_embed.check_target(relation, g.target);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.find_declared(bigint, oid, name, text) IS 'The declaration and live generation of a trigger that auto_embed made, or an error.';
+
+CREATE OR REPLACE FUNCTION nv_embed.wake() RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM nv_embed.worker AS w WHERE w.is_waiting) THEN
+        NOTIFY nv_embed_job;
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.wake() IS 'Tells the workers that there are jobs, once this transaction commits, if any worker waits to hear of it.';
+
+-- Keys and texts must not depend on how a session likes its numbers, dates and hours. Nothing of the user's runs in here.
+CREATE OR REPLACE FUNCTION nv_embed.queue_written_rows() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET extra_float_digits = 3
+SET datestyle = 'ISO, YMD'
+SET intervalstyle = 'postgres'
+SET timezone = 'UTC'
+AS $$
+DECLARE
+    declared CONSTANT record := nv_embed.find_declared(TG_ARGV[0]::bigint, TG_RELID, TG_NAME, TG_OP);
+    is_async CONSTANT boolean := nv_embed.effective_mode((declared.e).mode) = 'async';
+    generation CONSTANT bigint := (declared.g).id;
+    queued bigint;
+    requeue text[];
+    change record;
+    gone record;
+    again record;
+BEGIN
+    EXECUTE nv_embed.queue_sql(declared.e, (declared.g).target, lower(TG_OP)) INTO change USING generation, is_async;
+    queued := change.queued;
+    PERFORM nv_embed.tell(generation, change.rows, change.blank, change.vectors, change.jobs, change.stale);
+    IF change.rare > 0 THEN
+        requeue := nv_embed.requeue_sql(declared.e, (declared.g).target);
+        EXECUTE requeue[1] INTO gone USING generation;
+        EXECUTE requeue[2] INTO again USING generation, is_async, coalesce(gone.awaiting, '{}');
+        PERFORM nv_embed.tell(generation, 0, 0, 0, again.jobs - gone.jobs, again.stale - gone.stale);
+        queued := queued + again.jobs;
+    END IF;
+    IF queued > 0 THEN
+        PERFORM nv_embed.wake();
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.queue_written_rows() IS 'Statement trigger: keeps jobs and tally in step with what an INSERT, UPDATE or DELETE did.';
+
+CREATE OR REPLACE FUNCTION nv_embed.queue_nothing() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    declared CONSTANT record := nv_embed.find_declared(TG_ARGV[0]::bigint, TG_RELID, TG_NAME, TG_OP);
+BEGIN
+    DELETE FROM nv_embed.job AS j WHERE j.generation = (declared.g).id;
+    DELETE FROM nv_embed.backfill AS b WHERE b.generation = (declared.g).id;
+    INSERT INTO nv_embed.tally (generation, rows, blank, vectors, jobs, stale)
+    SELECT t.generation, -sum(t.rows), -sum(t.blank), -sum(t.vectors), -sum(t.jobs), -sum(t.stale)
+    FROM nv_embed.tally AS t
+    WHERE t.generation = (declared.g).id
+    GROUP BY t.generation;
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.queue_nothing() IS 'Statement trigger: after a TRUNCATE no row awaits anything.';

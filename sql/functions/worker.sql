@@ -1,0 +1,33 @@
+-- worker: signs of life.
+
+CREATE OR REPLACE FUNCTION nv_embed.beat(id bigint, name text, is_waiting boolean, rates jsonb) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    known bigint;
+BEGIN
+    UPDATE nv_embed.worker AS w
+    SET seen_at = clock_timestamp(), is_waiting = beat.is_waiting, rates = beat.rates
+    WHERE w.id = beat.id AND w.name = beat.name
+    RETURNING w.id INTO known;
+    IF known IS NULL THEN
+        INSERT INTO nv_embed.worker (name, is_waiting, rates) VALUES (beat.name, beat.is_waiting, beat.rates) RETURNING worker.id INTO known;
+    END IF;
+    DELETE FROM nv_embed.worker AS w WHERE w.seen_at < clock_timestamp() - interval '1 minute';
+    PERFORM nv_embed.fold_tally();
+    RETURN known;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.beat(bigint, text, boolean, jsonb)
+    IS 'Says that a worker is alive, whether it waits for jobs and how many rows a second it embeds; clears away the dead, and folds the tally.';
+
+CREATE OR REPLACE FUNCTION nv_embed.leave(id bigint) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    DELETE FROM nv_embed.worker AS w WHERE w.id = leave.id;
+$$;
+
+COMMENT ON FUNCTION nv_embed.leave(bigint) IS 'Says that a worker is gone.';

@@ -1,0 +1,284 @@
+"""
+What each event leaves in the queue and in the numbers of nv_embed.status, mode async.
+"""
+
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import Connection
+from vectors import one
+
+
+@pytest.fixture
+def docs(db: Connection) -> Connection:
+    db.execute("CREATE TABLE docs (id int PRIMARY KEY, title text, body text, views int DEFAULT 0)")
+    db.execute("SELECT nv_embed.auto_embed('docs', '{title}: {body}', dim => 384, mode => 'async')")
+    return db
+
+
+def queued(db: Connection) -> list[str]:
+    """Keys of the jobs, oldest first."""
+    return [key for (key,) in db.execute("SELECT array_to_string(key, '|') FROM nv_embed.job ORDER BY id")]
+
+
+def settle(db: Connection) -> None:
+    """Give every queued row a vector, as a worker does."""
+    for generation, key, id in db.execute(
+        "SELECT generation, key::text, id FROM nv_embed.job WHERE retry_at IS DISTINCT FROM 'infinity' ORDER BY id"
+    ).fetchall():
+        read = db.execute("SELECT text, digest FROM nv_embed.read(%s, %s, 1000000)", [generation, [key]]).fetchone()
+        text, digest = read or (None, None)
+        vector = None if text is None else one(db, "SELECT nv_embed(%s, 384)::text", [text])
+        db.execute("SELECT nv_embed.write_back(%s, %s, %s::bigint[], %s, %s::text[])", [generation, [key], [id], [digest], [vector]])
+
+
+def numbers(db: Connection) -> dict[str, Any]:
+    """The numbers of nv_embed.status, once it is certain that they are those of the table."""
+    told = db.execute("SELECT rows, embedded, pending, failed, blank, coverage FROM nv_embed.status").fetchone()
+    assert told is not None
+    counted = db.execute(
+        "SELECT count(*),"
+        " count(*) FILTER (WHERE d.embedding IS NOT NULL AND NOT EXISTS (SELECT FROM nv_embed.job WHERE key = ARRAY[d.id::text] AND stale)),"
+        " (SELECT count(*) FROM nv_embed.job WHERE retry_at IS DISTINCT FROM 'infinity'),"
+        " (SELECT count(*) FROM nv_embed.job WHERE retry_at = 'infinity'),"
+        " count(*) FILTER (WHERE concat(title, body) !~ '[^[:space:]]') FROM docs AS d"
+    ).fetchone()
+    assert told[:5] == counted
+    return dict(zip(("rows", "embedded", "pending", "failed", "blank", "coverage"), told, strict=True))
+
+
+def test_an_insert_queues_its_rows_and_asks_nobody(docs: Connection) -> None:
+    docs.execute("SELECT nv_embed.configure('127.0.0.1:1')")
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'), (2, 'c', 'd')")
+    assert queued(docs) == ["1", "2"]
+    assert numbers(docs) == {"rows": 2, "embedded": 0, "pending": 2, "failed": 0, "blank": 0, "coverage": 0.0}
+
+
+def test_copy_queues_its_rows(docs: Connection) -> None:
+    with docs.cursor().copy("COPY docs (id, title, body) FROM STDIN") as copy:
+        for n in range(1, 2501):
+            copy.write_row((n, f"title {n}", "body"))
+    assert len(queued(docs)) == 2500
+    assert numbers(docs)["pending"] == 2500
+
+
+def test_rows_without_content_and_rows_with_a_vector_are_not_queued(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs (id, title, body, embedding) VALUES (1, ' ', NULL, NULL), (2, 'a', 'b', nv_embed('own', 384)::halfvec)")
+    assert queued(docs) == []
+    assert numbers(docs) == {"rows": 2, "embedded": 1, "pending": 0, "failed": 0, "blank": 1, "coverage": 1.0}
+
+
+def test_an_update_of_the_text_queues_the_row_and_keeps_its_vector_meanwhile(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'), (2, 'c', 'd')")
+    settle(docs)
+    assert numbers(docs)["embedded"] == 2
+    docs.execute("UPDATE docs SET body = 'new' WHERE id = 2")
+    assert queued(docs) == ["2"]
+    assert one(docs, "SELECT embedding IS NOT NULL FROM docs WHERE id = 2")
+    assert numbers(docs) == {"rows": 2, "embedded": 1, "pending": 1, "failed": 0, "blank": 0, "coverage": 0.5}
+    settle(docs)
+    assert numbers(docs)["coverage"] == 1.0
+
+
+@pytest.mark.parametrize("change", ["views = views + 1", "body = body", "title = title, views = 7"])
+def test_an_update_that_leaves_the_text_as_it_was_queues_nothing(docs: Connection, change: str) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
+    settle(docs)
+    docs.execute(f"UPDATE docs SET {change}")
+    assert queued(docs) == []
+    assert numbers(docs)["embedded"] == 1
+
+
+def test_a_row_that_changes_while_it_waits_is_one_job_and_goes_to_the_end(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'), (2, 'c', 'd')")
+    docs.execute("UPDATE docs SET body = 'new' WHERE id = 1")
+    docs.execute("UPDATE docs SET body = 'newer' WHERE id = 1")
+    assert queued(docs) == ["2", "1"]
+    assert numbers(docs)["pending"] == 2
+
+
+def test_a_text_that_becomes_blank_needs_no_vector_and_loses_the_one_it_had(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'), (2, 'c', 'd')")
+    docs.execute("UPDATE docs SET title = '', body = NULL WHERE id = 1")
+    assert queued(docs) == ["2"]
+    settle(docs)
+    docs.execute("UPDATE docs SET title = '', body = NULL WHERE id = 2")
+    assert queued(docs) == ["2"]
+    settle(docs)
+    assert one(docs, "SELECT count(embedding) FROM docs") == 0
+    assert numbers(docs) == {"rows": 2, "embedded": 0, "pending": 0, "failed": 0, "blank": 2, "coverage": 1.0}
+
+
+def test_a_row_that_is_given_a_vector_awaits_none_any_more(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
+    docs.execute("UPDATE docs SET embedding = nv_embed('own', 384)::halfvec")
+    assert queued(docs) == []
+    docs.execute("UPDATE docs SET body = 'new', embedding = nv_embed('another', 384)::halfvec")
+    assert queued(docs) == []
+    assert numbers(docs)["embedded"] == 1
+
+
+def test_a_vector_that_is_set_to_null_is_made_anew(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'), (2, 'c', 'd'), (3, '', '')")
+    settle(docs)
+    docs.execute("UPDATE docs SET body = 'new' WHERE id = 1")
+    docs.execute("UPDATE docs SET embedding = NULL")
+    assert sorted(queued(docs)) == ["1", "2"]
+    assert numbers(docs)["embedded"] == 0
+    settle(docs)
+    assert numbers(docs)["embedded"] == 2
+
+
+def test_a_deleted_row_awaits_nothing(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs SELECT n, 'a', 'b' FROM generate_series(1, 5) AS n")
+    docs.execute("DELETE FROM docs WHERE id <= 2")
+    assert queued(docs) == ["3", "4", "5"]
+    settle(docs)
+    docs.execute("DELETE FROM docs WHERE id = 3")
+    assert numbers(docs) == {"rows": 2, "embedded": 2, "pending": 0, "failed": 0, "blank": 0, "coverage": 1.0}
+
+
+def test_truncate_empties_the_queue_and_the_numbers(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs SELECT n, 'a', 'b' FROM generate_series(1, 5) AS n")
+    settle(docs)
+    docs.execute("UPDATE docs SET body = 'new' WHERE id < 3")
+    docs.execute("TRUNCATE docs")
+    assert queued(docs) == []
+    assert numbers(docs) == {"rows": 0, "embedded": 0, "pending": 0, "failed": 0, "blank": 0, "coverage": 1.0}
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
+    assert numbers(docs)["pending"] == 1
+
+
+def test_jobs_follow_their_rows_to_other_keys(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs SELECT n, 'a', 'b' || n FROM generate_series(1, 4) AS n")
+    docs.execute("DELETE FROM nv_embed.job WHERE key IN ('{2}', '{4}')")
+    docs.execute("INSERT INTO nv_embed.tally (generation, jobs) SELECT id, -2 FROM nv_embed.generation")
+    docs.execute("ALTER TABLE docs DROP CONSTRAINT docs_pkey, ADD PRIMARY KEY (id) DEFERRABLE INITIALLY DEFERRED")
+    docs.execute("UPDATE docs SET id = id % 4 + 1")
+    assert sorted(queued(docs)) == ["2", "4"]
+    assert numbers(docs)["pending"] == 2
+
+
+def test_a_row_with_another_key_and_another_text_is_queued_by_its_new_key(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'), (2, 'c', 'd')")
+    settle(docs)
+    docs.execute("UPDATE docs SET id = 10, body = 'new' WHERE id = 1")
+    docs.execute("UPDATE docs SET id = 20 WHERE id = 2")
+    assert queued(docs) == ["10"]
+    assert numbers(docs)["embedded"] == 1
+    settle(docs)
+    assert numbers(docs)["embedded"] == 2
+
+
+def test_upserts_and_merges_queue_new_and_changed_rows(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'), (2, 'c', 'd')")
+    settle(docs)
+    docs.execute(
+        "INSERT INTO docs VALUES (1, 'a', 'changed'), (2, 'c', 'd'), (3, 'e', 'new')"
+        " ON CONFLICT (id) DO UPDATE SET title = excluded.title, body = excluded.body"
+    )
+    assert sorted(queued(docs)) == ["1", "3"]
+    settle(docs)
+    docs.execute(
+        "MERGE INTO docs AS d USING (VALUES (2, 'changed'), (4, 'new')) AS s (id, body) ON d.id = s.id"
+        " WHEN MATCHED THEN UPDATE SET body = s.body WHEN NOT MATCHED THEN INSERT (id, body) VALUES (s.id, s.body)"
+    )
+    assert sorted(queued(docs)) == ["2", "4"]
+    assert numbers(docs)["rows"] == 4
+
+
+def test_what_is_rolled_back_was_never_queued(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
+    docs.execute("SAVEPOINT here; INSERT INTO docs VALUES (2, 'c', 'd'); UPDATE docs SET body = 'x' WHERE id = 1; ROLLBACK TO here")
+    assert queued(docs) == ["1"]
+    assert numbers(docs)["pending"] == 1
+
+
+def test_the_mode_of_a_transaction_goes_before_the_declared_one(docs: Connection) -> None:
+    docs.execute("SET LOCAL nv_embed.mode = 'sync'; INSERT INTO docs VALUES (1, 'a', 'b')")
+    assert queued(docs) == []
+    assert numbers(docs)["embedded"] == 1
+    docs.execute("SET LOCAL nv_embed.mode = 'off'; INSERT INTO docs VALUES (2, 'c', 'd')")
+    assert queued(docs) == []
+    assert numbers(docs) == {"rows": 2, "embedded": 1, "pending": 0, "failed": 0, "blank": 0, "coverage": 0.5}
+    docs.execute("SET LOCAL nv_embed.mode = ''; INSERT INTO docs VALUES (3, 'e', 'f')")
+    assert queued(docs) == ["3"]
+    with pytest.raises(psycopg.Error) as raised, docs.transaction():
+        docs.execute("SET LOCAL nv_embed.mode = 'later'; INSERT INTO docs VALUES (4, 'g', 'h')")
+    assert raised.value.sqlstate == "22023"
+
+
+def test_a_text_that_changes_in_mode_off_keeps_no_vector_of_the_one_before(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'), (2, 'c', 'd')")
+    settle(docs)
+    docs.execute("SET LOCAL nv_embed.mode = 'off'; UPDATE docs SET body = 'new' WHERE id = 1; UPDATE docs SET views = 3")
+    assert docs.execute("SELECT id FROM docs WHERE embedding IS NULL").fetchall() == [(1,)]
+    assert queued(docs) == []
+    docs.execute("SET LOCAL nv_embed.mode = ''")
+    assert one(docs, "SELECT nv_embed.refresh('docs')") == 1
+    assert queued(docs) == ["1"]
+
+
+def test_a_sync_update_settles_what_waited(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
+    docs.execute("SET LOCAL nv_embed.mode = 'sync'; UPDATE docs SET body = 'new'")
+    assert queued(docs) == []
+    assert numbers(docs)["embedded"] == 1
+
+
+def test_refresh_queues_what_lacks_a_vector_once(docs: Connection) -> None:
+    docs.execute(
+        "SET LOCAL nv_embed.mode = 'off'; INSERT INTO docs SELECT n, 'a', 'b' FROM generate_series(1, 30) AS n; SET LOCAL nv_embed.mode = ''"
+    )
+    assert one(docs, "SELECT nv_embed.refresh('docs')") == 30
+    assert one(docs, "SELECT nv_embed.refresh('docs')") == 0
+    assert numbers(docs)["pending"] == 30
+
+
+def test_the_mode_can_be_changed_at_any_time(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
+    docs.execute("SELECT nv_embed.alter_auto_embed('docs', mode => 'sync')")
+    docs.execute("INSERT INTO docs VALUES (2, 'c', 'd')")
+    assert docs.execute("SELECT id FROM docs WHERE embedding IS NOT NULL").fetchall() == [(2,)]
+    assert queued(docs) == ["1"]
+    assert one(docs, "SELECT mode FROM nv_embed.status") == "sync"
+
+
+def test_dropping_the_declaration_takes_its_jobs_along(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
+    docs.execute("SELECT nv_embed.drop_auto_embed('docs')")
+    docs.execute("INSERT INTO docs VALUES (2, 'a', 'b')")
+    assert queued(docs) == []
+    assert one(docs, "SELECT count(*) FROM nv_embed.tally") == 0
+
+
+def test_a_trigger_that_no_declaration_made_is_refused(docs: Connection) -> None:
+    """It would run what its owner likes with the rights of the extension's."""
+    id = one(docs, "SELECT id FROM nv_embed.embedding")
+    docs.execute("CREATE TABLE other (id int PRIMARY KEY, title text, body text, embedding halfvec(384))")
+    docs.execute(
+        f"CREATE TRIGGER forged AFTER INSERT ON other REFERENCING NEW TABLE AS new_rows EXECUTE FUNCTION nv_embed.queue_written_rows('{id}')"
+    )
+    docs.execute(f"CREATE TRIGGER nameless AFTER INSERT ON docs EXECUTE FUNCTION nv_embed.queue_written_rows('{id}')")
+    docs.execute("CREATE TEMP VIEW new_rows AS SELECT 1 AS id, 'a' AS title, 'b' AS body, NULL::halfvec AS embedding")
+    for table in ("other", "docs"):
+        with pytest.raises(psycopg.Error, match="belongs to no declaration"), docs.transaction():
+            docs.execute(f"INSERT INTO {table} VALUES (1, 'a', 'b')")
+
+
+def test_a_cast_of_the_users_is_never_called_with_the_owners_rights(docs: Connection) -> None:
+    docs.execute("CREATE TYPE mood AS ENUM ('sad', 'ok')")
+    docs.execute("CREATE FUNCTION spy(mood) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'called as %', current_user; END $$")
+    docs.execute("CREATE CAST (mood AS text) WITH FUNCTION spy(mood) AS IMPLICIT")
+    docs.execute("CREATE TABLE moods (m mood PRIMARY KEY, body text)")
+    docs.execute("SELECT nv_embed.auto_embed('moods', '{m} {body}', dim => 384, mode => 'async')")
+    docs.execute("INSERT INTO moods VALUES ('ok', 'fine'); UPDATE moods SET body = 'well'; DELETE FROM moods")
+
+
+def test_a_writer_needs_no_right_on_the_queue(docs: Connection) -> None:
+    docs.execute("GRANT INSERT, UPDATE, DELETE, SELECT ON docs TO app; SET LOCAL ROLE app")
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'); UPDATE docs SET id = 2, body = 'c'")
+    assert docs.execute("SELECT * FROM nv_embed.job").fetchall() == []
+    docs.execute("RESET ROLE")
+    assert queued(docs) == ["2"]

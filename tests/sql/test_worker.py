@@ -1,0 +1,371 @@
+"""
+Workers: the real sidecar, the real database, and what goes wrong between them.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy
+import pytest
+from conftest import Connection
+from counting import Counter
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import HealthServicer
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from program import eventually
+from servers import Sidecar
+from vectors import cosine, one, parsed
+
+from nv_embed.client import Client
+from nv_embed.cluster import Cluster
+from nv_embed.proto import nv_embed_pb2 as pb
+from nv_embed.proto.nv_embed_pb2_grpc import EmbedderServicer, EmbedderStub, add_EmbedderServicer_to_server
+from nv_embed.worker import Settings, Worker
+
+DOCS = "CREATE TABLE docs (id int PRIMARY KEY, title text, body text)"
+DECLARE = "SELECT nv_embed.auto_embed('docs', '{title}: {body}', dim => 384, mode => 'async')"
+
+
+@dataclass
+class Site:
+    """A database with workers on it."""
+
+    connect: Callable[..., Connection]
+    dsn: str
+    endpoint: str
+
+    @contextmanager
+    def worker(self, endpoint: str | None = None, **settings: Any) -> Iterator[Worker]:
+        given = {"poll_s": 0.5, "timeout_s": 20.0, **settings}
+        running = Worker(Settings(self.dsn, (endpoint or self.endpoint,), **given))
+        thread = threading.Thread(target=running.run)
+        thread.start()
+        try:
+            yield running
+        finally:
+            running.stop()
+            thread.join(60)
+            assert not thread.is_alive()
+
+    def drain(self, endpoint: str | None = None, **settings: Any) -> Worker:
+        """A worker that ends when nothing is due."""
+        running = Worker(Settings(self.dsn, (endpoint or self.endpoint,), **{"timeout_s": 20.0, **settings}, once=True))
+        running.run()
+        return running
+
+
+@pytest.fixture
+def site(cluster: Cluster, own_database: str, connect: Callable[..., Connection], sidecar: Sidecar) -> Site:
+    return Site(connect, cluster.dsn(own_database), sidecar.address)
+
+
+@pytest.fixture
+def docs(site: Site) -> Connection:
+    db = site.connect()
+    db.execute(DOCS)
+    db.execute(DECLARE)
+    return db
+
+
+def fresh(db: Connection, client: Client) -> int:
+    """How many rows hold the vector of just their text; fails on one that holds another's."""
+    rows = db.execute("SELECT id, concat(title, ': ', body), embedding::text FROM docs WHERE embedding IS NOT NULL").fetchall()
+    expected = client.embed([text for _, text, _ in rows], dim=384)
+    for (key, _, stored), vector in zip(rows, expected, strict=True):
+        assert cosine(parsed(stored), vector) > 0.9999, key
+    return len(rows)
+
+
+def status(db: Connection) -> tuple[int, int, int, int]:
+    row = db.execute("SELECT rows, embedded, pending, failed FROM nv_embed.status").fetchone()
+    assert row is not None
+    return row
+
+
+def test_a_worker_embeds_what_is_queued_and_what_comes(docs: Connection, site: Site, client: Client) -> None:
+    docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 1500) AS n")
+    with site.worker():
+        assert one(docs, "SELECT nv_embed.wait('docs', timeout => '30 s')")
+        assert fresh(docs, client) == 1500
+        docs.execute("UPDATE docs SET body = 'new ' || id WHERE id % 3 = 0")
+        docs.execute("DELETE FROM docs WHERE id % 7 = 0")
+        docs.execute("UPDATE docs SET title = NULL, body = NULL WHERE id = 1")
+        assert one(docs, "SELECT nv_embed.wait('docs', timeout => '30 s')")
+    assert fresh(docs, client) == 1500 - 214 - 1
+    assert status(docs) == (1286, 1285, 0, 0)
+
+
+def test_an_idle_worker_hears_of_a_job_at_once(docs: Connection, site: Site) -> None:
+    with site.worker(poll_s=60.0):
+        assert eventually(lambda: one(docs, "SELECT count(*) FROM nv_embed.worker WHERE is_waiting") == 1)
+        for n in range(5):
+            begun = time.monotonic()
+            docs.execute("INSERT INTO docs VALUES (%s, 'a', 'b')", [n])
+            assert one(docs, "SELECT nv_embed.wait('docs', timeout => '30 s')")
+            assert time.monotonic() - begun < 20
+    assert one(docs, "SELECT count(*) FROM nv_embed.worker") == 0
+
+
+def test_vectors_of_both_storages_come_out_as_the_sidecar_gives_them(site: Site, client: Client) -> None:
+    db = site.connect()
+    for storage, furthest in [("halfvec", 1e-3), ("vector", 1e-7)]:
+        db.execute(f"CREATE TABLE {storage}s (id uuid DEFAULT gen_random_uuid(), part text DEFAULT 'x', body text, PRIMARY KEY (id, part))")
+        db.execute(f"SELECT nv_embed.auto_embed('{storage}s', '{{body}}', dim => 512, mode => 'async', storage => '{storage}')")
+        db.execute(f"INSERT INTO {storage}s (body) VALUES ('one'), ('two')")
+        site.drain()
+        for body, stored in db.execute(f"SELECT body, embedding::text FROM {storage}s"):
+            assert numpy.abs(parsed(stored) - client.embed([body], dim=512)[0]).max() < furthest
+
+
+def test_rows_that_a_large_table_has_are_queued_in_steps_and_counted(site: Site, client: Client) -> None:
+    db = site.connect()
+    db.execute(DOCS)
+    db.execute("INSERT INTO docs SELECT n, 't', nullif('body ' || n % 50, 'body 0') FROM generate_series(1, 5000) AS n")
+    db.execute(DECLARE)
+    assert db.execute("SELECT rows, embedded, pending, backfilling FROM nv_embed.status").fetchone() == (None, None, 0, True)
+    assert not one(db, "SELECT nv_embed.wait('docs', timeout => '0 s')")
+    db.execute("INSERT INTO docs VALUES (0, 'before', 'x'), (6000, 'behind', 'y')")
+    site.drain()
+    assert one(db, "SELECT nv_embed.wait('docs', timeout => '0 s')")
+    assert status(db) == (5002, 5002, 0, 0)
+    assert fresh(db, client) == 5002
+
+
+def test_one_poison_row_among_many_fails_alone_and_can_be_mended(docs: Connection, site: Site, client: Client) -> None:
+    docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 10000) AS n")
+    docs.execute("UPDATE docs SET body = repeat('word ', 9000) WHERE id = 7777")
+    worker = site.drain()
+    assert (worker.counts.embedded, worker.counts.failed) == (9999, 1)
+    assert status(docs) == (10000, 9999, 0, 1)
+    failure = docs.execute("SELECT relation::text, target, key, error, attempts FROM nv_embed.failures").fetchone()
+    assert failure == ("docs", "embedding", ["7777"], "InvalidInput", 1)
+    assert "8192 tokens" in one(docs, "SELECT message FROM nv_embed.failures")
+    assert not one(docs, "SELECT nv_embed.wait('docs')")
+    assert one(docs, "SELECT nv_embed.retry('docs')") == 1
+    site.drain()
+    assert status(docs)[3] == 1
+    docs.execute("UPDATE docs SET body = 'mended' WHERE id = 7777")
+    assert status(docs) == (10000, 9999, 1, 0)
+    site.drain()
+    assert status(docs) == (10000, 10000, 0, 0)
+    assert fresh(docs, client) == 10000
+
+
+def test_a_row_that_fails_keeps_no_vector_of_its_text_before(docs: Connection, site: Site) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'), (2, 'c', 'd')")
+    site.drain()
+    docs.execute("UPDATE docs SET body = repeat('word ', 9000) WHERE id = 2")
+    assert one(docs, "SELECT count(embedding) FROM docs") == 2
+    site.drain()
+    assert docs.execute("SELECT id FROM docs WHERE embedding IS NULL").fetchall() == [(2,)]
+    assert status(docs) == (2, 1, 0, 1)
+    assert one(docs, "SELECT jsonb_array_length(history) FROM nv_embed.failures") == 1
+
+
+def test_a_text_of_too_many_bytes_fails_without_being_sent(docs: Connection, site: Site, counter: Counter) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', repeat('x', 5000000)), (2, 'c', 'd')")
+    site.drain(counter.address)
+    assert status(docs) == (2, 1, 0, 1)
+    assert "bytes" in one(docs, "SELECT message FROM nv_embed.failures")
+    assert [text for page in counter.pages for text in page] == ["c: d"]
+
+
+@dataclass
+class Moody(EmbedderServicer):
+    """A real server before a sidecar, which refuses what it is told to.
+
+    Attributes:
+        refuse: called with each request's texts; returns a status and trailing metadata, or None to pass the call on.
+    """
+
+    stub: EmbedderStub
+    refuse: Callable[[Sequence[str]], tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]] | None]
+    address: str = ""
+    refused: int = 0
+
+    def Embed(self, request: pb.EmbedRequest, context: grpc.ServicerContext) -> pb.EmbedResponse:
+        refusal = self.refuse(request.texts)
+        if refusal is not None:
+            self.refused += 1
+            context.set_trailing_metadata(refusal[2])
+            context.abort(refusal[0], refusal[1])
+        return self.stub.Embed(request)
+
+    def ListModels(self, request: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:
+        return self.stub.ListModels(request)
+
+
+@contextmanager
+def moody(sidecar: Sidecar, refuse: Callable[[Sequence[str]], Any]) -> Iterator[Moody]:
+    with grpc.insecure_channel(sidecar.address) as channel:
+        server = grpc.server(ThreadPoolExecutor(8))
+        servicer = Moody(EmbedderStub(channel), refuse)
+        add_EmbedderServicer_to_server(servicer, server)
+        health = HealthServicer()
+        health.set("", health_pb2.HealthCheckResponse.SERVING)
+        add_HealthServicer_to_server(health, server)
+        servicer.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.start()
+        try:
+            yield servicer
+        finally:
+            server.stop(0).wait()
+
+
+def test_a_sidecar_that_refuses_for_a_while_costs_no_attempt(docs: Connection, site: Site, sidecar: Sidecar, client: Client) -> None:
+    docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 300) AS n")
+    until = time.monotonic() + 3
+
+    def overloaded(_: Sequence[str]) -> Any:
+        if time.monotonic() < until:
+            return grpc.StatusCode.RESOURCE_EXHAUSTED, "too much waits", (("nv-embed-retry-after-s", "0.2"),)
+        return None
+
+    with moody(sidecar, overloaded) as server, site.worker(server.address):
+        assert one(docs, "SELECT nv_embed.wait('docs', timeout => '30 s')")
+        assert server.refused > 3
+    assert fresh(docs, client) == 300
+
+
+def test_a_text_on_which_the_engine_fails_is_found_and_tried_again(docs: Connection, site: Site, sidecar: Sidecar, client: Client) -> None:
+    docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 100) AS n")
+    docs.execute("UPDATE docs SET body = 'curse' WHERE id = 50")
+
+    def failing(texts: Sequence[str]) -> Any:
+        return (grpc.StatusCode.INTERNAL, "the engine failed on a batch", ()) if "t: curse" in texts else None
+
+    with moody(sidecar, failing) as server:
+        site.drain(server.address)
+        assert status(docs) == (100, 99, 1, 0)
+        assert docs.execute("SELECT key, attempts, retry_at > now(), retry_at < 'infinity' FROM nv_embed.job").fetchall() == [(["50"], 1, True, True)]
+        for attempt in range(2, 6):
+            docs.execute("UPDATE nv_embed.job SET retry_at = now()")
+            site.drain(server.address)
+            assert one(docs, "SELECT attempts FROM nv_embed.job") == attempt
+        assert status(docs) == (100, 99, 0, 1)
+        assert one(docs, "SELECT jsonb_array_length(history) FROM nv_embed.failures") == 5
+    assert one(docs, "SELECT nv_embed.retry()") == 1
+    site.drain()
+    assert fresh(docs, client) == 100
+
+
+def test_a_row_that_changes_while_it_is_embedded_gets_the_vector_of_its_new_text(
+    docs: Connection, site: Site, sidecar: Sidecar, client: Client
+) -> None:
+    docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 20) AS n")
+    changed: list[int] = []
+
+    def meanwhile(_: Sequence[str]) -> None:
+        if len(changed) < 3:
+            changed.append(len(changed))
+            with site.connect() as other:
+                other.execute("UPDATE docs SET body = 'changed ' || %s WHERE id <= 5", [len(changed)])
+                other.execute("DELETE FROM docs WHERE id = %s", [10 + len(changed)])
+                other.execute("UPDATE docs SET id = id + 1000 WHERE id = %s", [15 + len(changed)])
+
+    with moody(sidecar, meanwhile) as server, site.worker(server.address):
+        assert one(docs, "SELECT nv_embed.wait('docs', timeout => '30 s')")
+    assert fresh(docs, client) == 17
+    assert status(docs) == (17, 17, 0, 0)
+
+
+def test_a_row_that_somebody_holds_is_left_for_later_and_nobody_waits_for_it(docs: Connection, site: Site, client: Client) -> None:
+    docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 20) AS n")
+    holder = site.connect()
+    with site.worker():
+        holder.execute("BEGIN; SELECT FROM docs WHERE id = 7 FOR UPDATE")
+        assert eventually(lambda: status(docs) == (20, 19, 1, 0))
+        holder.execute("COMMIT")
+        assert one(docs, "SELECT nv_embed.wait('docs', timeout => '30 s')")
+    assert fresh(docs, client) == 20
+
+
+def test_a_worker_that_dies_loses_nothing(docs: Connection, site: Site, client: Client) -> None:
+    docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 50) AS n")
+    claimed = docs.execute("SELECT * FROM nv_embed.claim(ARRAY(SELECT id FROM nv_embed.generation), 30, '2 s')").fetchall()
+    assert len(claimed) == 30
+    site.drain()
+    assert status(docs) == (50, 20, 30, 0)
+    with site.worker():
+        assert one(docs, "SELECT nv_embed.wait('docs', timeout => '30 s')")
+    assert fresh(docs, client) == 50
+
+
+def test_connections_that_are_cut_are_made_again(docs: Connection, site: Site, client: Client) -> None:
+    cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'nv-embed worker' AND datname = current_database()"
+    with site.worker():
+        for n in range(5):
+            docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(%s::int, %s::int) AS n", [200 * n + 1, 200 * n + 200])
+            docs.execute(cut)
+        assert one(docs, "SELECT nv_embed.wait('docs', timeout => '60 s')")
+    assert fresh(docs, client) == 1000
+    assert status(docs) == (1000, 1000, 0, 0)
+
+
+def test_several_workers_share_the_work_and_do_none_of_it_twice(docs: Connection, site: Site, counter: Counter, client: Client) -> None:
+    docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 3000) AS n")
+    with site.worker(counter.address), site.worker(counter.address), site.worker(counter.address):
+        assert one(docs, "SELECT nv_embed.wait('docs', timeout => '60 s')")
+    sent = [text for page in counter.pages for text in page]
+    assert len(sent) == len(set(sent)) == 3000
+    assert fresh(docs, client) == 3000
+
+
+def test_embeddings_that_share_a_model_are_sent_together(site: Site, counter: Counter) -> None:
+    db = site.connect()
+    for name in ("one", "two", "three"):
+        db.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, body text)")
+        db.execute(f"SELECT nv_embed.auto_embed('{name}', '{{body}}', dim => 384, mode => 'async')")
+        db.execute(f"INSERT INTO {name} VALUES (1, 'a {name}'), (2, 'b {name}')")
+    site.drain(counter.address, lanes=1)
+    assert [len(page) for page in counter.pages] == [6]
+    assert db.execute("SELECT sum(embedded) FROM nv_embed.status").fetchone() == (6,)
+
+
+def test_a_table_that_refuses_its_vectors_has_its_rows_fail_and_holds_up_no_other(docs: Connection, site: Site, client: Client) -> None:
+    docs.execute("CREATE TABLE strict (id int PRIMARY KEY, body text)")
+    docs.execute("SELECT nv_embed.auto_embed('strict', '{body}', dim => 384, mode => 'async')")
+    docs.execute("ALTER TABLE strict ADD CHECK (id <> 3 OR embedding IS NULL)")
+    docs.execute("INSERT INTO strict SELECT n, 'body' FROM generate_series(1, 10) AS n; INSERT INTO docs VALUES (1, 'a', 'b')")
+    site.drain()
+    assert docs.execute("SELECT embedded, pending FROM nv_embed.status WHERE relation = 'strict'::regclass").fetchone() == (9, 1)
+    for _ in range(4):
+        docs.execute("UPDATE nv_embed.job SET retry_at = now()")
+        site.drain()
+    assert docs.execute("SELECT embedded, failed FROM nv_embed.status WHERE relation = 'strict'::regclass").fetchone() == (9, 1)
+    assert one(docs, "SELECT error FROM nv_embed.failures") == "CheckViolation"
+    assert fresh(docs, client) == 1
+
+
+def test_a_worker_role_needs_few_rights_and_says_which_are_missing(
+    docs: Connection, site: Site, cluster: Cluster, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    docs.execute("DROP ROLE IF EXISTS embedder; CREATE ROLE embedder LOGIN PASSWORD 'embedder' IN ROLE nv_embed_worker")
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
+    limited = Site(site.connect, cluster.dsn(one(docs, "SELECT current_database()"), user="embedder", password="embedder"), site.endpoint)
+    limited.drain()
+    assert "permission denied" in caplog.text or "GRANT" in caplog.text
+    assert status(docs) == (1, 0, 1, 0)
+    docs.execute("GRANT SELECT, UPDATE (embedding) ON docs TO embedder")
+    limited.drain()
+    assert fresh(docs, client) == 1
+    docs.execute("DROP OWNED BY embedder; DROP ROLE embedder")
+
+
+def test_rows_that_the_worker_may_not_see_are_an_error_and_stay_queued(
+    docs: Connection, site: Site, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    docs.execute("DROP ROLE IF EXISTS embedder; CREATE ROLE embedder LOGIN PASSWORD 'embedder' IN ROLE nv_embed_worker")
+    docs.execute("GRANT SELECT, UPDATE (embedding) ON docs TO embedder; ALTER TABLE docs ENABLE ROW LEVEL SECURITY")
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
+    limited = Site(site.connect, cluster.dsn(one(docs, "SELECT current_database()"), user="embedder", password="embedder"), site.endpoint)
+    limited.drain()
+    assert "row-level security" in caplog.text
+    assert status(docs) == (1, 0, 1, 0)
+    docs.execute("DROP OWNED BY embedder; DROP ROLE embedder")
