@@ -84,7 +84,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
     ("page", "answers"),
     [
         ("README.md", ["Dynamo"]),
-        ("docs/quickstart.md", ["Dynamo", "Violin", "Bread", "Bread"]),
+        ("docs/quickstart.md", ["Dynamo", "Violin", "Bread", "Bread", "Sundial"]),
         ("docs/operations.md", ["all-MiniLM-L6-v2", True, "all-MiniLM-L6-v2", 256]),
     ],
 )
