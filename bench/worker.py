@@ -1,9 +1,9 @@
 """
 What asynchronous embedding costs: the writer, the queue, the way to the vector.
 
-On one PostgreSQL and one sidecar: how much longer an INSERT takes for queueing its rows; how many rows a second one worker takes from the trigger to the
-committed vector while an engine that costs nothing stands in for a GPU; what share of a real model's own rate, through the same sidecar, is left; and
-what it costs to claim jobs among ten thousand and among millions.
+On one PostgreSQL and one sidecar: how much longer an INSERT takes for queueing its rows; how many rows a second one worker takes from the trigger to
+the committed vector while an engine that costs nothing stands in for a GPU; what share of a real model's own rate is left, through the same sidecar;
+and what it costs to claim jobs among ten thousand and among millions.
 
     bench/worker.py [--rows 50000] [--jobs 1000000] [--model minilm] [--texts 500] [--rounds 5]
 """
@@ -48,19 +48,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     before = load_average()
-    with shared_folder() as folder, running_cluster(folder) as cluster:
-        with running_sidecar(folder, "--model", "fake", "--model", options.model) as sidecar:
-            cluster.create_database("bench")
-            with cluster.connect("bench") as db, Client(sidecar.address) as client:
-                db.execute("CREATE EXTENSION nv_embed CASCADE")
-                db.execute("SELECT nv_embed.configure(%s)", [sidecar.address])
-                worker = Settings(cluster.dsn("bench"), (sidecar.address,))
-                lines = [
-                    write_overhead(db, options.rows, options.rounds),
-                    from_trigger_to_vector(db, worker, options.rows),
-                    of_the_engine(db, client, worker, options.model, options.texts, options.rounds),
-                    claiming(db, options.jobs, options.rounds),
-                ]
+    with (
+        shared_folder() as folder,
+        running_cluster(folder) as cluster,
+        running_sidecar(folder, "--model", "fake", "--model", options.model) as sidecar,
+    ):
+        cluster.create_database("bench")
+        with cluster.connect("bench") as db, Client(sidecar.address) as client:
+            db.execute("CREATE EXTENSION nv_embed CASCADE")
+            db.execute("SELECT nv_embed.configure(%s)", [sidecar.address])
+            worker = Settings(cluster.dsn("bench"), (sidecar.address,))
+            lines = [
+                write_overhead(db, options.rows, options.rounds),
+                from_trigger_to_vector(db, worker, options.rows),
+                of_the_engine(db, client, worker, options.model, options.texts, options.rounds),
+                claiming(db, options.jobs, options.rounds),
+            ]
     result = "\n".join(
         [
             "# worker",
@@ -127,7 +130,8 @@ def from_trigger_to_vector(db: Connection, settings: Settings, rows: int) -> tup
         seconds = time.perf_counter() - begun
     row = db.execute("SELECT count(embedding) FROM docs").fetchone()
     assert row == (rows,)
-    return "from trigger to committed vector, an engine that costs nothing", f"{LEAST_ROWS_S:,} rows/s", f"{rows / seconds:,.0f} rows/s", f"{rows:,} rows"
+    what = "from trigger to committed vector, an engine that costs nothing"
+    return what, f"{LEAST_ROWS_S:,} rows/s", f"{rows / seconds:,.0f} rows/s", f"{rows:,} rows"
 
 
 def of_the_engine(db: Connection, client: Client, settings: Settings, model: str, count: int, rounds: int) -> tuple[str, ...]:

@@ -7,8 +7,8 @@
 --
 -- All of it runs with the worker's own rights: those of nv_embed_worker, or of whoever owns the table.
 
--- SKIP LOCKED keeps workers from queueing behind each other. New work goes before retries, and each generation has its share: a bulk load does not hold up
--- the one row that somebody else changed. What a generation leaves of its share the later ones may take, so callers should change their order.
+-- SKIP LOCKED keeps workers from queueing behind each other. New work goes before retries, and each generation has its share of it: a bulk load does not
+-- hold up the one row that somebody else changed. What the shares leave goes to whoever has more.
 CREATE OR REPLACE FUNCTION nv_embed.claim(generations bigint[], most int, lease interval)
 RETURNS TABLE (generation bigint, key text, id bigint, attempts int)
 LANGUAGE plpgsql ROWS 1000
@@ -16,15 +16,18 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     room int := most;
-    share int;
     claimed int;
-    fresh boolean;
+    round record;
 BEGIN
-    FOREACH fresh IN ARRAY ARRAY[true, false] LOOP
+    FOR round IN SELECT * FROM (VALUES (true, true), (true, false), (false, false)) AS r (is_fresh, is_shared) LOOP
         FOR place IN 1 .. cardinality(generations) LOOP
-            share := ceil(room::float8 / (cardinality(generations) - place + 1));
-            CONTINUE WHEN share <= 0;
-            RETURN QUERY SELECT generations[place], c.* FROM nv_embed.claim_of(generations[place], fresh, share, lease) AS c;
+            EXIT WHEN room = 0;
+            RETURN QUERY
+            SELECT generations[place], c.*
+            FROM nv_embed.claim_of(
+                generations[place], round.is_fresh,
+                CASE WHEN round.is_shared THEN ceil(room::float8 / (cardinality(generations) - place + 1))::int ELSE room END, lease
+            ) AS c;
             GET DIAGNOSTICS claimed = ROW_COUNT;
             room := room - claimed;
         END LOOP;

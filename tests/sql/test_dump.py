@@ -26,6 +26,8 @@ def test_a_restored_database_goes_on_where_the_dumped_one_was(
     db.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384)")
     db.execute("SELECT nv_embed.auto_embed('other', '{body}', dim => 384)")
     db.execute("INSERT INTO docs VALUES (1, 'yeast'), (2, 'violin')")
+    db.execute("CREATE TABLE later (id int PRIMARY KEY, body text)")
+    db.execute("SELECT nv_embed.auto_embed('later', '{body}', dim => 384, mode => 'async'); INSERT INTO later VALUES (1, 'a'), (2, 'b')")
     dumped = tmp_path / "dump.sql"
     subprocess.run([pg_bin("pg_dump"), "--file", dumped, cluster.dsn(own_database)], check=True, env={**os.environ, "PGCONNECT_TIMEOUT": "10"})
     assert sidecar.address not in dumped.read_text()
@@ -43,6 +45,9 @@ def test_a_restored_database_goes_on_where_the_dumped_one_was(
             restored.execute("INSERT INTO docs VALUES (3, 'flour')")
             assert one(restored, "SELECT count(embedding) FROM docs") == 3
             assert one(restored, "SELECT (hit).id FROM nv_search(NULL::docs, 'violin', k => 1)") == 2
+            restored.execute("INSERT INTO later VALUES (3, 'c'); DELETE FROM later WHERE id = 1")
+            assert restored.execute("SELECT key FROM nv_embed.job ORDER BY id").fetchall() == [(["2"],), (["3"],)]
+            assert restored.execute("SELECT rows, pending FROM nv_embed.status WHERE relation = 'later'::regclass").fetchone() == (2, 2)
             restored.execute("CREATE TABLE new (id int PRIMARY KEY, body text)")
             taken = {key for (key,) in restored.execute("SELECT id FROM nv_embed.embedding").fetchall()}
             assert one(restored, "SELECT nv_embed.auto_embed('new', '{body}', dim => 384)") not in taken

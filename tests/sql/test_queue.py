@@ -282,3 +282,45 @@ def test_a_writer_needs_no_right_on_the_queue(docs: Connection) -> None:
     assert docs.execute("SELECT * FROM nv_embed.job").fetchall() == []
     docs.execute("RESET ROLE")
     assert queued(docs) == ["2"]
+
+
+def test_a_claim_reads_the_front_of_the_queue_by_its_index_and_leaves_the_indexes_alone(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs SELECT n, 'a', 'b' FROM generate_series(1, 20000) AS n; ANALYZE nv_embed.job")
+    id = one(docs, "SELECT id FROM nv_embed.generation")
+    plan = str(
+        one(
+            docs,
+            f"EXPLAIN (FORMAT JSON) SELECT ctid FROM nv_embed.job WHERE generation = {id} AND retry_at IS NULL"
+            " AND (leased_until IS NULL OR leased_until <= now()) ORDER BY id LIMIT 1000 FOR UPDATE SKIP LOCKED",
+        )
+    )
+    assert "'Index Name': 'job_fresh'" in plan
+    assert "Sort" not in plan
+    assert "Seq Scan" not in plan
+    before = one(docs, "SELECT pg_stat_get_xact_tuples_hot_updated('nv_embed.job'::regclass)")
+    assert len(docs.execute("SELECT FROM nv_embed.claim(ARRAY[%s]::bigint[], 1000, '1 min')", [id]).fetchall()) == 1000
+    assert one(docs, "SELECT pg_stat_get_xact_tuples_hot_updated('nv_embed.job'::regclass)") - before > 800
+
+
+def test_new_work_goes_before_retries_and_each_generation_has_its_share(docs: Connection) -> None:
+    docs.execute("CREATE TABLE other (id int PRIMARY KEY, body text)")
+    docs.execute("SELECT nv_embed.auto_embed('other', '{body}', dim => 384, mode => 'async')")
+    docs.execute("INSERT INTO docs SELECT n, 'a', 'b' FROM generate_series(1, 100) AS n; INSERT INTO other VALUES (1, 'late')")
+    ids = [id for (id,) in docs.execute("SELECT id FROM nv_embed.generation ORDER BY id")]
+    docs.execute("UPDATE nv_embed.job SET retry_at = now() - interval '1 h', attempts = 1 WHERE key = '{1}' AND generation = %s", [ids[0]])
+    claimed = docs.execute("SELECT generation, key FROM nv_embed.claim(%s::bigint[], 10, '1 min')", [ids]).fetchall()
+    assert sorted(claimed) == [*((ids[0], f"{{{n}}}") for n in sorted(range(2, 11), key=str)), (ids[1], "{1}")]
+    rest = docs.execute("SELECT generation, key FROM nv_embed.claim(%s::bigint[], 1000, '1 min')", [ids]).fetchall()
+    assert rest[-1] == (ids[0], "{1}")
+    assert len(rest) == 91
+
+
+def test_status_and_failures_show_what_their_reader_owns(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'); UPDATE nv_embed.job SET retry_at = 'infinity'")
+    docs.execute("GRANT SELECT ON docs TO app; SET LOCAL ROLE app")
+    assert docs.execute("SELECT FROM nv_embed.status").fetchall() == []
+    assert docs.execute("SELECT FROM nv_embed.failures").fetchall() == []
+    assert one(docs, "SELECT nv_embed.retry()") == 0
+    docs.execute("RESET ROLE; ALTER TABLE docs OWNER TO app; SET LOCAL ROLE app")
+    assert docs.execute("SELECT rows, failed FROM nv_embed.status").fetchall() == [(1, 1)]
+    assert one(docs, "SELECT nv_embed.retry()") == 1
