@@ -3,7 +3,7 @@ What asynchronous embedding costs: the writer, the queue, the way to the vector.
 
 On one PostgreSQL and one sidecar: how much longer an INSERT takes for queueing its rows; how many rows a second one worker takes from the trigger to
 the committed vector while an engine that costs nothing stands in for a GPU; what share of a real model's own rate is left, through the same sidecar;
-and what it costs to claim jobs among ten thousand and among millions.
+and what it costs to claim jobs, and to look at nv_embed.status, among ten thousand and among millions.
 
     bench/worker.py [--rows 50000] [--jobs 1000000] [--model minilm] [--texts 500] [--rounds 5]
 """
@@ -36,7 +36,7 @@ BATCH = 1000
 CLAIM = 500
 """Jobs of a claim."""
 
-LEAST_ROWS_S, MOST_WRITE_US, MOST_CLAIM_RATIO, LEAST_OF_ENGINE = 5000, 20, 1.5, 0.9
+LEAST_ROWS_S, MOST_WRITE_US, MOST_CLAIM_RATIO, MOST_STATUS_MS, LEAST_OF_ENGINE = 5000, 20, 1.5, 50, 0.9
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
                 write_overhead(db, options.rows, options.rounds),
                 from_trigger_to_vector(db, worker, options.rows),
                 of_the_engine(db, client, worker, options.model, options.texts, options.rounds),
-                claiming(db, options.jobs, options.rounds),
+                *claiming(db, options.jobs, options.rounds),
             ]
     result = "\n".join(
         [
@@ -156,7 +156,7 @@ def of_the_engine(db: Connection, client: Client, settings: Settings, model: str
     return f"{model}, of what the client gets alone", f"{LEAST_OF_ENGINE:.0%}", measured, f"{statistics.median(alone):.1f} texts/s"
 
 
-def claiming(db: Connection, jobs: int, rounds: int) -> tuple[str, ...]:
+def claiming(db: Connection, jobs: int, rounds: int) -> list[tuple[str, ...]]:
     declared(db, "large", "async")
     row = db.execute("SELECT id FROM nv_embed.generation ORDER BY id DESC LIMIT 1").fetchone()
     assert row is not None
@@ -168,8 +168,22 @@ def claiming(db: Connection, jobs: int, rounds: int) -> tuple[str, ...]:
         db.execute("ANALYZE nv_embed.job")
         seconds[total] = statistics.median(claim(db, row[0]) for _ in range(2 * rounds + 1))
     few, many = seconds.values()
-    measured = f"× {many / few:.2f}"
-    return f"claiming {CLAIM:,} of {jobs:,} jobs, to 10,000", f"× {MOST_CLAIM_RATIO}", measured, f"{1000 * many:.1f} ms against {1000 * few:.1f} ms"
+    looking = 1000 * statistics.median(look(db) for _ in range(2 * rounds + 1))
+    return [
+        (
+            f"claiming {CLAIM:,} of {jobs:,} jobs, to 10,000",
+            f"× {MOST_CLAIM_RATIO}",
+            f"× {many / few:.2f}",
+            f"{1000 * many:.1f} against {1000 * few:.1f} ms",
+        ),
+        (f"nv_embed.status beside {jobs:,} jobs", f"{MOST_STATUS_MS} ms", f"{looking:.1f} ms", "one look"),
+    ]
+
+
+def look(db: Connection) -> float:
+    begun = time.perf_counter()
+    db.execute("SELECT * FROM nv_embed.status").fetchall()
+    return time.perf_counter() - begun
 
 
 def claim(db: Connection, generation: int) -> float:
