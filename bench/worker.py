@@ -98,6 +98,7 @@ def write_overhead(db: Connection, rows: int, rounds: int) -> tuple[str, ...]:
     for _ in range(rounds):
         db.execute("TRUNCATE plain")
         db.execute("TRUNCATE queued")
+        db.execute("VACUUM nv_embed.job")  # of what the round before left there, as autovacuum does sooner or later
         without.append(insert(db, "plain", rows))
         queueing.append(insert(db, "queued", rows))
     db.execute("SELECT nv_embed.drop_auto_embed('queued')")

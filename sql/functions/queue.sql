@@ -25,108 +25,120 @@ $$;
 COMMENT ON FUNCTION nv_embed.effective_mode(text) IS 'The mode of this transaction: what SET LOCAL nv_embed.mode says, else what was declared.';
 
 CREATE OR REPLACE FUNCTION nv_embed.key_sql(relation regclass, alias name) RETURNS text
-LANGUAGE sql STABLE STRICT
+LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
-RETURN (
-    SELECT format('ARRAY[%s]', string_agg(format('pg_catalog.concat(%I.%I)', alias, k.column_name), ', ' ORDER BY k.place))
-    FROM nv_embed.key_columns(relation) AS k
-);
+AS $$
+BEGIN
+    RETURN (
+        SELECT format('ARRAY[%s]', string_agg(format('pg_catalog.concat(%I.%I)', alias, k.column_name), ', ' ORDER BY k.place))
+        FROM nv_embed.key_columns(relation) AS k
+    );
+END
+$$;
 
 COMMENT ON FUNCTION nv_embed.key_sql(regclass, name) IS 'An SQL expression: the primary key of a row as an array of texts.';
 
 -- What an event says of each row: its key; whether it awaits a vector; whether whatever it awaited is settled, because it brought its vector or has no
 -- content any more. An update's row is moved when its key changed, and cleared when its vector became NULL: both may leave a job that is wrong by now.
 CREATE OR REPLACE FUNCTION nv_embed.seen_sql(e nv_embed.embedding, target name, event text) RETURNS text
-LANGUAGE sql STABLE STRICT
+LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
-RETURN CASE event
-    WHEN 'insert' THEN format(
-        'SELECT %s AS key, n.%I IS NOT NULL AS has_vector, NOT %s AS is_blank FROM new_rows AS n',
-        nv_embed.key_sql(e.relation, 'n'), target, nv_embed.has_content(e.source, 'n')
-    )
-    WHEN 'update' THEN format(
-        $sql$
-            SELECT *,
-                key <> old_key AS is_moved,
-                had_vector AND NOT has_vector AS is_cleared,
-                is_new_vector AND has_vector OR is_blank AND NOT has_vector AS is_settled,
-                is_new_text AND NOT is_new_vector AND (has_vector OR NOT is_blank) OR had_vector AND NOT has_vector AND NOT is_blank AS awaits
-            FROM (
-                SELECT %1$s AS key, %2$s AS old_key,
-                    %3$s <> %4$s AS is_new_text,
-                    NOT record_image_eq(ROW(n.%5$I), ROW(o.%5$I)) AS is_new_vector,
-                    n.%5$I IS NOT NULL AS has_vector, o.%5$I IS NOT NULL AS had_vector,
-                    NOT %6$s AS is_blank, NOT %7$s AS was_blank
-                FROM (SELECT row_number() OVER () AS nv_embed_place, * FROM new_rows) AS n
-                JOIN (SELECT row_number() OVER () AS nv_embed_place, * FROM old_rows) AS o ON n.nv_embed_place = o.nv_embed_place
-            ) AS pair
-        $sql$,
-        nv_embed.key_sql(e.relation, 'n'), nv_embed.key_sql(e.relation, 'o'), nv_embed.rendered(e.source, 'n'), nv_embed.rendered(e.source, 'o'), target,
-        nv_embed.has_content(e.source, 'n'), nv_embed.has_content(e.source, 'o')
-    )
-    WHEN 'delete' THEN format(
-        'SELECT %s AS key, o.%I IS NOT NULL AS had_vector, NOT %s AS was_blank FROM old_rows AS o',
-        nv_embed.key_sql(e.relation, 'o'), target, nv_embed.has_content(e.source, 'o')
-    )
-END;
+AS $$
+BEGIN
+    RETURN CASE event
+        WHEN 'insert' THEN format(
+            'SELECT %s AS key, n.%I IS NOT NULL AS has_vector, NOT %s AS is_blank FROM new_rows AS n',
+            nv_embed.key_sql(e.relation, 'n'), target, nv_embed.has_content(e.source, 'n')
+        )
+        WHEN 'update' THEN format(
+            $sql$
+                SELECT *,
+                    key <> old_key AS is_moved,
+                    had_vector AND NOT has_vector AS is_cleared,
+                    is_new_vector AND has_vector OR is_blank AND NOT has_vector AS is_settled,
+                    is_new_text AND NOT is_new_vector AND (has_vector OR NOT is_blank) OR had_vector AND NOT has_vector AND NOT is_blank AS awaits
+                FROM (
+                    SELECT %1$s AS key, %2$s AS old_key,
+                        %3$s <> %4$s AS is_new_text,
+                        NOT record_image_eq(ROW(n.%5$I), ROW(o.%5$I)) AS is_new_vector,
+                        n.%5$I IS NOT NULL AS has_vector, o.%5$I IS NOT NULL AS had_vector,
+                        NOT %6$s AS is_blank, NOT %7$s AS was_blank
+                    FROM (SELECT row_number() OVER () AS nv_embed_place, * FROM new_rows) AS n
+                    JOIN (SELECT row_number() OVER () AS nv_embed_place, * FROM old_rows) AS o ON n.nv_embed_place = o.nv_embed_place
+                ) AS pair
+            $sql$,
+            nv_embed.key_sql(e.relation, 'n'), nv_embed.key_sql(e.relation, 'o'), nv_embed.rendered(e.source, 'n'), nv_embed.rendered(e.source, 'o'), target,
+            nv_embed.has_content(e.source, 'n'), nv_embed.has_content(e.source, 'o')
+        )
+        WHEN 'delete' THEN format(
+            'SELECT %s AS key, o.%I IS NOT NULL AS had_vector, NOT %s AS was_blank FROM old_rows AS o',
+            nv_embed.key_sql(e.relation, 'o'), target, nv_embed.has_content(e.source, 'o')
+        )
+    END;
+END
+$$;
 
 COMMENT ON FUNCTION nv_embed.seen_sql(nv_embed.embedding, name, text) IS 'A query: what an event''s transition tables say of each row.';
 
 -- queue_sql: a statement with two parameters, the generation and whether rows are to be queued at all. It returns the differences for the tally, how many
 -- rows were queued, and how many were left to `requeue_moved_rows`. A row that waits already goes to the end of the queue as if it were new.
 CREATE OR REPLACE FUNCTION nv_embed.queue_sql(e nv_embed.embedding, target name, event text) RETURNS text
-LANGUAGE sql STABLE STRICT
+LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
-RETURN format(
-    CASE event
-        WHEN 'insert' THEN $sql$
-            WITH seen AS MATERIALIZED (%s),
-            queued AS (
-                INSERT INTO nv_embed.job AS j (generation, key, stale)
-                SELECT $1, key, false FROM seen WHERE $2 AND NOT has_vector AND NOT is_blank
-                ON CONFLICT (generation, key) DO UPDATE SET %s
-                RETURNING j.xmax = 0 AS is_new
-            )
-            SELECT s.*, q.*, 0 AS stale, 0 AS rare
-            FROM (SELECT count(*) AS rows, count(*) FILTER (WHERE is_blank) AS blank, count(*) FILTER (WHERE has_vector) AS vectors FROM seen) AS s,
-                (SELECT count(*) AS queued, count(*) FILTER (WHERE is_new) AS jobs FROM queued) AS q
-        $sql$
-        WHEN 'update' THEN $sql$
-            WITH seen AS MATERIALIZED (%s),
-            settled AS (
-                DELETE FROM nv_embed.job AS j USING seen AS s
-                WHERE j.generation = $1 AND j.key = s.key AND s.is_settled AND NOT s.is_moved AND NOT s.is_cleared
-                RETURNING j.stale
-            ),
-            queued AS (
-                INSERT INTO nv_embed.job AS j (generation, key, stale)
-                SELECT $1, key, has_vector FROM seen WHERE $2 AND awaits AND NOT is_moved AND NOT is_cleared
-                ON CONFLICT (generation, key) DO UPDATE SET %s
-                RETURNING j.xmax = 0 AS is_new, j.stale
-            )
-            SELECT 0 AS rows, s.*, q.queued, q.jobs - d.jobs AS jobs, q.stale - d.stale AS stale
-            FROM (
-                    SELECT count(*) FILTER (WHERE is_blank) - count(*) FILTER (WHERE was_blank) AS blank,
-                        count(*) FILTER (WHERE has_vector) - count(*) FILTER (WHERE had_vector) AS vectors,
-                        count(*) FILTER (WHERE is_moved OR is_cleared) AS rare
-                    FROM seen
-                ) AS s,
-                (
-                    SELECT count(*) AS queued, count(*) FILTER (WHERE is_new) AS jobs, count(*) FILTER (WHERE is_new AND stale) AS stale FROM queued
-                ) AS q,
-                (SELECT count(*) AS jobs, count(*) FILTER (WHERE stale) AS stale FROM settled) AS d
-        $sql$
-        WHEN 'delete' THEN $sql$
-            WITH seen AS MATERIALIZED (%s),
-            settled AS (DELETE FROM nv_embed.job AS j USING seen AS s WHERE j.generation = $1 AND j.key = s.key RETURNING j.stale)
-            SELECT s.*, d.*, 0 AS queued, 0 AS rare
-            FROM (SELECT -count(*) AS rows, -count(*) FILTER (WHERE was_blank) AS blank, -count(*) FILTER (WHERE had_vector) AS vectors FROM seen) AS s,
-                (SELECT -count(*) AS jobs, -count(*) FILTER (WHERE stale) AS stale FROM settled) AS d
-        $sql$
-    END,
-    nv_embed.seen_sql(e, target, event),
-    'id = excluded.id, queued_at = excluded.queued_at, leased_until = NULL, attempts = 0, retry_at = NULL, history = NULL'
-);
+AS $$
+BEGIN
+    RETURN format(
+        CASE event
+            WHEN 'insert' THEN $sql$
+                WITH seen AS MATERIALIZED (%s),
+                queued AS (
+                    INSERT INTO nv_embed.job AS j (generation, key, stale)
+                    SELECT $1, key, false FROM seen WHERE $2 AND NOT has_vector AND NOT is_blank
+                    ON CONFLICT (generation, key) DO UPDATE SET %s
+                    RETURNING j.xmax = 0 AS is_new
+                )
+                SELECT s.*, q.*, 0 AS stale, 0 AS rare
+                FROM (SELECT count(*) AS rows, count(*) FILTER (WHERE is_blank) AS blank, count(*) FILTER (WHERE has_vector) AS vectors FROM seen) AS s,
+                    (SELECT count(*) AS queued, count(*) FILTER (WHERE is_new) AS jobs FROM queued) AS q
+            $sql$
+            WHEN 'update' THEN $sql$
+                WITH seen AS MATERIALIZED (%s),
+                settled AS (
+                    DELETE FROM nv_embed.job AS j USING seen AS s
+                    WHERE j.generation = $1 AND j.key = s.key AND s.is_settled AND NOT s.is_moved AND NOT s.is_cleared
+                    RETURNING j.stale
+                ),
+                queued AS (
+                    INSERT INTO nv_embed.job AS j (generation, key, stale)
+                    SELECT $1, key, has_vector FROM seen WHERE $2 AND awaits AND NOT is_moved AND NOT is_cleared
+                    ON CONFLICT (generation, key) DO UPDATE SET %s
+                    RETURNING j.xmax = 0 AS is_new, j.stale
+                )
+                SELECT 0 AS rows, s.*, q.queued, q.jobs - d.jobs AS jobs, q.stale - d.stale AS stale
+                FROM (
+                        SELECT count(*) FILTER (WHERE is_blank) - count(*) FILTER (WHERE was_blank) AS blank,
+                            count(*) FILTER (WHERE has_vector) - count(*) FILTER (WHERE had_vector) AS vectors,
+                            count(*) FILTER (WHERE is_moved OR is_cleared) AS rare
+                        FROM seen
+                    ) AS s,
+                    (
+                        SELECT count(*) AS queued, count(*) FILTER (WHERE is_new) AS jobs, count(*) FILTER (WHERE is_new AND stale) AS stale FROM queued
+                    ) AS q,
+                    (SELECT count(*) AS jobs, count(*) FILTER (WHERE stale) AS stale FROM settled) AS d
+            $sql$
+            WHEN 'delete' THEN $sql$
+                WITH seen AS MATERIALIZED (%s),
+                settled AS (DELETE FROM nv_embed.job AS j USING seen AS s WHERE j.generation = $1 AND j.key = s.key RETURNING j.stale)
+                SELECT s.*, d.*, 0 AS queued, 0 AS rare
+                FROM (SELECT -count(*) AS rows, -count(*) FILTER (WHERE was_blank) AS blank, -count(*) FILTER (WHERE had_vector) AS vectors FROM seen) AS s,
+                    (SELECT -count(*) AS jobs, -count(*) FILTER (WHERE stale) AS stale FROM settled) AS d
+            $sql$
+        END,
+        nv_embed.seen_sql(e, target, event),
+        'id = excluded.id, queued_at = excluded.queued_at, leased_until = NULL, attempts = 0, retry_at = NULL, history = NULL'
+    );
+END
+$$;
 
 COMMENT ON FUNCTION nv_embed.queue_sql(nv_embed.embedding, name, text) IS 'A statement: queue and settle what an event''s transition tables hold, and say what changed.';
 

@@ -48,29 +48,37 @@ $$;
 COMMENT ON FUNCTION nv_embed.parse_template(text) IS 'The parts of a source template in order: the text before a column, and the column.';
 
 CREATE OR REPLACE FUNCTION nv_embed.rendered(source text, alias name) RETURNS text
-LANGUAGE sql IMMUTABLE STRICT
+LANGUAGE plpgsql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
-RETURN (
-    SELECT format(
-        '(pg_catalog.concat(%s) COLLATE pg_catalog."default")',
-        string_agg(
-            concat_ws(', ', quote_literal(nullif(p.literal, '')), quote_ident(alias) || '.' || quote_ident(p.column_name)),
-            ', ' ORDER BY p.place
+AS $$
+BEGIN
+    RETURN (
+        SELECT format(
+            '(pg_catalog.concat(%s) COLLATE pg_catalog."default")',
+            string_agg(
+                concat_ws(', ', quote_literal(nullif(p.literal, '')), quote_ident(alias) || '.' || quote_ident(p.column_name)),
+                ', ' ORDER BY p.place
+            )
         )
-    )
-    FROM nv_embed.parse_template(source) AS p
-);
+        FROM nv_embed.parse_template(source) AS p
+    );
+END
+$$;
 
 COMMENT ON FUNCTION nv_embed.rendered(text, name) IS 'An SQL expression: the text of a row by this template; a NULL column reads as the empty text.';
 
 CREATE OR REPLACE FUNCTION nv_embed.has_content(source text, alias name) RETURNS text
-LANGUAGE sql IMMUTABLE STRICT
+LANGUAGE plpgsql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
-RETURN (
-    SELECT format('(pg_catalog.concat(%s) COLLATE pg_catalog."default") OPERATOR(pg_catalog.~) %L', string_agg(format('%I.%I', alias, p.column_name), ', ' ORDER BY p.place), '[^[:space:]]')
-    FROM nv_embed.parse_template(source) AS p
-    WHERE p.column_name IS NOT NULL
-);
+AS $$
+BEGIN
+    RETURN (
+        SELECT format('(pg_catalog.concat(%s) COLLATE pg_catalog."default") OPERATOR(pg_catalog.~) %L', string_agg(format('%I.%I', alias, p.column_name), ', ' ORDER BY p.place), '[^[:space:]]')
+        FROM nv_embed.parse_template(source) AS p
+        WHERE p.column_name IS NOT NULL
+    );
+END
+$$;
 
 COMMENT ON FUNCTION nv_embed.has_content(text, name)
     IS 'An SQL expression: whether any source column of a row has more than white space. A row without content has no vector.';
