@@ -95,7 +95,7 @@ class Writer:
     def _change(self, db: "psycopg.Connection[Any]") -> None:
         do = self._random.choices(
             (self._insert, self._update, self._touch, self._blank, self._poison, self._delete, self._move, self._upsert, self._clear, self._truncate),
-            (30, 40, 10, 4, 1, 14, 5, 20, 2, 0.05 if self._truncates else 0),
+            (30, 40, 10, 4, 1, 14, 5, 20, 2, 0.2 if self._truncates else 0),
         )[0]
         with db.transaction():
             name, count = do(db)
@@ -277,6 +277,7 @@ def _connected(dsn: str) -> "psycopg.Connection[Any]":
 
 
 def _check(db: "psycopg.Connection[Any]", client: Client, report: Report) -> None:
+    db.execute("UPDATE docs SET body = %s WHERE id IN (SELECT id FROM docs ORDER BY id LIMIT 5)", [POISON])
     db.execute("SELECT nv_embed.wait('docs', timeout => '3 min')")
     left = db.execute("SELECT count(*) FROM nv_embed.job WHERE retry_at IS DISTINCT FROM 'infinity'").fetchone()
     if left != (0,):
