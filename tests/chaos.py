@@ -84,7 +84,7 @@ class Writer:
                 if self._connection is None:
                     self._connection = self._connect()
                 self._change(self._connection)
-            except psycopg.Error:
+            except (psycopg.Error, psycopg.Rollback):  # a connection that is cut in a rollback lets the Rollback through
                 if self._connection is not None:
                     self._connection.close()
                 self._connection = None
