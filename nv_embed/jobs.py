@@ -22,10 +22,10 @@ from psycopg.pq import Format
 Connection = psycopg.Connection[Any]
 
 # Keys and texts must not depend on how a session likes its numbers, dates and hours. What the user's own triggers change while a vector is written is
-# queued, rather than embedded in the same transaction.
+# Keys and texts must not depend on how a session likes its numbers, dates and hours. What the user's own triggers change while vectors are written is
 SESSION = """
     SET extra_float_digits = 3; SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET timezone = 'UTC';
-    SET nv_embed.mode = 'async'
+    SET nv_embed.mode = 'async'; SET lock_timeout = '500ms'
 """
 
 COMPONENTS = {"halfvec": ">f2", "vector": ">f4"}

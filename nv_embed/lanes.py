@@ -54,6 +54,9 @@ SERVED_S = 10.0
 EXCLUDED_S = 30.0
 """How long to leave a table alone that cannot be read or written at all."""
 
+GIVES_WAY = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected, psycopg.errors.LockNotAvailable)
+"""What another transaction did; trying again is all there is to do."""
+
 Vectors = NDArray[numpy.float32]
 
 
@@ -196,7 +199,11 @@ class Lane:
 
     def _backfill(self, generations: Sequence[Generation]) -> bool:
         assert self._queue is not None
-        return any(self._queue.backfill_step(generation.id) is not None for generation in generations)
+        try:
+            return any(self._queue.backfill_step(generation.id) is not None for generation in generations)
+        except GIVES_WAY:
+            self._pause(SHORTEST_PAUSE_S)
+            return True
 
     def _read(self, generation: Generation, jobs: list[Job]) -> list[Text]:
         """The texts that are to be embedded; what needs no embedding is dealt with."""
@@ -304,7 +311,7 @@ class Lane:
         for left in reversed(range(WRITE_TRIES)):
             try:
                 return self._queue.write_back(generation, texts, vectors)
-            except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
+            except GIVES_WAY:
                 if not left:
                     raise
                 time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - so that the two do not meet again

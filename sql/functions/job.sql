@@ -73,14 +73,27 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.claim_of(bigint, boolean, int, interval) IS 'Leases jobs of one generation: those that were never tried, or those that failed and are due.';
 
+-- A job that somebody is queueing again is left out: its number is about to change, and whoever waits for that writer may hold what the writer wants next.
+CREATE OR REPLACE FUNCTION nv_embed.lock_jobs(generation bigint, keys text[], ids bigint[]) RETURNS TABLE (place bigint, key text[], stale boolean)
+LANGUAGE sql ROWS 1000
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT u.place, j.key, j.stale
+    FROM unnest(keys, ids) WITH ORDINALITY AS u (key, id, place)
+    JOIN nv_embed.job AS j ON j.generation = lock_jobs.generation AND j.key = u.key::text[] AND j.id = u.id
+    FOR UPDATE OF j SKIP LOCKED;
+$$;
+
+COMMENT ON FUNCTION nv_embed.lock_jobs(bigint, text[], bigint[]) IS 'Locks jobs that are still what they were, without waiting for anybody.';
+
 CREATE OR REPLACE FUNCTION nv_embed.release(generation bigint, keys text[], ids bigint[], lease interval) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
     UPDATE nv_embed.job AS j
     SET leased_until = clock_timestamp() + lease
-    FROM unnest(keys, ids) AS u (key, id)
-    WHERE j.generation = release.generation AND j.key = u.key::text[] AND j.id = u.id AND j.retry_at IS DISTINCT FROM 'infinity';
+    FROM nv_embed.lock_jobs(release.generation, keys, ids) AS l
+    WHERE j.generation = release.generation AND j.key = l.key AND j.retry_at IS DISTINCT FROM 'infinity';
 $$;
 
 COMMENT ON FUNCTION nv_embed.release(bigint, text[], bigint[], interval) IS 'Gives jobs another lease, from now; one of no length gives them back.';
@@ -93,8 +106,8 @@ DECLARE
     gone record;
 BEGIN
     WITH settled AS (
-        DELETE FROM nv_embed.job AS j USING unnest(keys, ids) AS u (key, id)
-        WHERE j.generation = settle.generation AND j.key = u.key::text[] AND j.id = u.id
+        DELETE FROM nv_embed.job AS j USING nv_embed.lock_jobs(settle.generation, keys, ids) AS l
+        WHERE j.generation = settle.generation AND j.key = l.key
         RETURNING j.stale
     )
     SELECT count(*) AS jobs, count(*) FILTER (WHERE s.stale) AS stale INTO gone FROM settled AS s;
@@ -114,10 +127,8 @@ DECLARE
     mended bigint;
 BEGIN
     WITH failed AS (
-        SELECT j.key, j.stale AND retry_in IS NULL AS was_stale, u.message
-        FROM unnest(keys, ids, messages) AS u (key, id, message)
-        JOIN nv_embed.job AS j ON j.generation = fail.generation AND j.key = u.key::text[] AND j.id = u.id
-        FOR UPDATE OF j
+        SELECT l.key, l.stale AND retry_in IS NULL AS was_stale, messages[l.place] AS message
+        FROM nv_embed.lock_jobs(fail.generation, keys, ids) AS l
     ), updated AS (
         UPDATE nv_embed.job AS j
         SET leased_until = NULL,

@@ -369,3 +369,23 @@ def test_rows_that_the_worker_may_not_see_are_an_error_and_stay_queued(
     assert "row-level security" in caplog.text
     assert status(docs) == (1, 0, 1, 0)
     docs.execute("DROP OWNED BY embedder; DROP ROLE embedder")
+
+
+def test_a_writer_in_the_middle_of_a_transaction_is_never_in_a_deadlock_with_a_worker(docs: Connection, site: Site) -> None:
+    docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 3) AS n")
+    generation, keys = one(docs, "SELECT id FROM nv_embed.generation"), ["{1}", "{2}", "{3}"]
+    ids = [id for _, _, id, _ in docs.execute("SELECT * FROM nv_embed.claim(ARRAY[%s]::bigint[], 3, '1 min') ORDER BY key", [generation])]
+    digests = [digest for (digest,) in docs.execute("SELECT digest FROM nv_embed.read(%s, %s, 1000) ORDER BY place", [generation, keys])]
+    vectors = [one(docs, "SELECT nv_embed('x', 384)::text")] * 3
+    writer = site.connect()
+    writer.execute("BEGIN; UPDATE docs SET body = 'changed' WHERE id = 2; INSERT INTO docs VALUES (4, 'a', 'b')")
+    docs.execute("SET statement_timeout = '5 s'")
+    written = one(docs, "SELECT nv_embed.write_back(%s, %s, %s::bigint[], %s, %s::text[])", [generation, keys, ids, digests, vectors])
+    assert written == 2
+    docs.execute("SELECT nv_embed.fail(%s, ARRAY['{2}'], %s::bigint[], 'Error', ARRAY['no'], NULL)", [generation, [ids[1]]])
+    writer.execute("UPDATE docs SET body = 'changed' WHERE id = 1; COMMIT")
+    assert docs.execute("SELECT key, attempts, retry_at FROM nv_embed.job ORDER BY key").fetchall() == [
+        (["1"], 0, None),
+        (["2"], 0, None),
+        (["4"], 0, None),
+    ]
