@@ -72,6 +72,7 @@ class Worker:
         self._calls = 0
         self._idle: set[Lane] = set()
         self._stopping = False
+        self._died: BaseException | None = None
         clients = [Client(endpoint, timeout_s=settings.timeout_s) for endpoint in settings.endpoints]
         self._lanes = [Lane(self._connect, client, settings.lease_s, self._pause, self.counts) for client in clients for _ in range(settings.lanes)]
         self._threads = [
@@ -79,7 +80,11 @@ class Worker:
         ]
 
     def run(self) -> None:
-        """Work until told to stop, or until nothing is left to do where `once` says so."""
+        """Work until told to stop, or until nothing is left to do where `once` says so.
+
+        Raises:
+            RuntimeError: a lane died of a fault of ours; the others have ended what they had under way.
+        """
         for thread in self._threads:
             thread.start()
         watch = Watch(self, self._settings)
@@ -88,6 +93,8 @@ class Worker:
             if self._settings.once and self.is_idle():
                 self.stop()
         watch.close()
+        if self._died is not None:
+            raise RuntimeError("a lane has died") from self._died
 
     def stop(self) -> None:
         """Let the batches under way be written, and end."""
@@ -126,10 +133,10 @@ class Worker:
                     self._await_call(lane, calls)
                 elif self._idle:
                     self.call()  # where there was something, there may be more
-        except BaseException:
+        except BaseException as error:  # whatever ends this thread must be seen: a supervisor then starts another worker
             log.critical("a lane has died", exc_info=True)
+            self._died = error
             self.stop()
-            raise
         finally:
             lane.close()
 

@@ -24,6 +24,7 @@ from vectors import cosine, one, parsed
 
 from nv_embed.client import Client
 from nv_embed.cluster import Cluster
+from nv_embed.lanes import Lane
 from nv_embed.proto import nv_embed_pb2 as pb
 from nv_embed.proto.nv_embed_pb2_grpc import EmbedderServicer, EmbedderStub, add_EmbedderServicer_to_server
 from nv_embed.worker import Settings, Worker
@@ -389,3 +390,12 @@ def test_a_writer_in_the_middle_of_a_transaction_is_never_in_a_deadlock_with_a_w
         (["2"], 0, None),
         (["4"], 0, None),
     ]
+
+
+def test_a_lane_that_dies_ends_the_worker_with_an_error(docs: Connection, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(lane: Lane) -> bool:
+        raise KeyError("a fault of ours")
+
+    monkeypatch.setattr(Lane, "step", dies)
+    with pytest.raises(RuntimeError, match="a lane has died"):
+        Worker(Settings(site.dsn, (site.endpoint,))).run()
