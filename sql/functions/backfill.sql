@@ -8,11 +8,10 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    e nv_embed.embedding;
-    g nv_embed.generation;
+    declared CONSTANT record := nv_embed.declaration(generation);
+    e CONSTANT nv_embed.embedding := declared.e;
+    g CONSTANT nv_embed.generation := declared.g;
 BEGIN
-    SELECT * INTO STRICT g FROM nv_embed.generation AS s WHERE s.id = count_rows.generation;
-    SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id = g.embedding;
     PERFORM nv_embed.check_sees_all(e.relation);
     -- One statement has one snapshot, so the rows counted and the differences told so far belong together, whoever writes meanwhile.
     EXECUTE format(
@@ -38,13 +37,12 @@ LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    e nv_embed.embedding;
-    g nv_embed.generation;
+    declared CONSTANT record := nv_embed.declaration(id);
+    e CONSTANT nv_embed.embedding := declared.e;
+    g CONSTANT nv_embed.generation := declared.g;
     columns text;
     after text;
 BEGIN
-    SELECT * INTO STRICT g FROM nv_embed.generation AS s WHERE s.id = backfill_sql.id;
-    SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id = g.embedding;
     PERFORM nv_embed.check_sees_all(e.relation);
     SELECT string_agg(format('t.%I', k.column_name), ', ' ORDER BY k.place), string_agg(format('($2)[%s]::%s', k.place, k.type), ', ' ORDER BY k.place)
     INTO columns, after

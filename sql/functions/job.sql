@@ -182,15 +182,27 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.check_sees_all(regclass) IS 'Raises an error where the current role sees a part of a table only.';
 
+-- declaration: the two rows that say what a generation is of.
+CREATE OR REPLACE FUNCTION nv_embed.declaration(generation bigint, OUT e nv_embed.embedding, OUT g nv_embed.generation)
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    SELECT * INTO STRICT g FROM nv_embed.generation AS s WHERE s.id = declaration.generation;
+    SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id = g.embedding;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.declaration(bigint) IS 'A generation and its embedding.';
+
 -- A text of more bytes than a sidecar takes is not sent to a worker at all.
 CREATE OR REPLACE FUNCTION nv_embed.read_sql(id bigint) RETURNS text
 LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    e nv_embed.embedding;
+    e CONSTANT nv_embed.embedding := (nv_embed.declaration(id)).e;
 BEGIN
-    SELECT s.* INTO STRICT e FROM nv_embed.generation AS g JOIN nv_embed.embedding AS s ON s.id = g.embedding WHERE g.id = read_sql.id;
     PERFORM nv_embed.check_sees_all(e.relation);
     RETURN format(
         $sql$
@@ -228,11 +240,10 @@ LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    e nv_embed.embedding;
-    g nv_embed.generation;
+    declared CONSTANT record := nv_embed.declaration(id);
+    e CONSTANT nv_embed.embedding := declared.e;
+    g CONSTANT nv_embed.generation := declared.g;
 BEGIN
-    SELECT * INTO STRICT g FROM nv_embed.generation AS s WHERE s.id = write_back_sql.id;
-    SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id = g.embedding;
     PERFORM nv_embed.check_sees_all(e.relation);
     PERFORM nv_embed.check_may_fill(e.relation, g.target);
     RETURN format(
