@@ -52,20 +52,6 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.check_dim(nv_embed.generation, int) IS 'Raises an error for a dim that cannot be searched by.';
 
-CREATE OR REPLACE FUNCTION @extschema@.nv_embed_query(query text, relation regclass, dim int DEFAULT NULL, target name DEFAULT 'embedding') RETURNS vector
-LANGUAGE plpgsql STABLE PARALLEL UNSAFE COST 100000
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    g CONSTANT nv_embed.generation := nv_embed.live_generation(relation, target);
-BEGIN
-    RETURN nv_embed.embed_question(query, coalesce(dim, g.dim), g.model, g.revision);
-END
-$$;
-
-COMMENT ON FUNCTION @extschema@.nv_embed_query(text, regclass, int, name)
-    IS 'The vector of a question by the model that made this embedding''s live vectors.';
-
 CREATE OR REPLACE FUNCTION nv_embed.search_sql(relation regclass, target name, k int, dim int, filter text) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -108,20 +94,3 @@ $$;
 
 COMMENT ON FUNCTION @extschema@.nv_search(anyelement, vector, int, name, int, boolean, real, text)
     IS 'The k rows whose vectors are nearest to this one, best first; score is the cosine similarity.';
-
-CREATE OR REPLACE FUNCTION @extschema@.nv_search(
-    relation anyelement, query text, k int DEFAULT 10, target name DEFAULT 'embedding', dim int DEFAULT NULL, rescore boolean DEFAULT true,
-    oversample real DEFAULT 4, filter text DEFAULT NULL, OUT hit anyelement, OUT score double precision
-) RETURNS SETOF record
-LANGUAGE plpgsql STABLE PARALLEL UNSAFE COST 100000 ROWS 10
-SET hnsw.iterative_scan = strict_order
-SET ivfflat.iterative_scan = relaxed_order
-AS $$
-BEGIN
-    RETURN QUERY EXECUTE nv_embed.search_sql(nv_embed.row_relation(pg_catalog.pg_typeof(relation)), target, k, dim, filter)
-        USING @extschema@.nv_embed_query(query, nv_embed.row_relation(pg_catalog.pg_typeof(relation)), dim, target);
-END
-$$;
-
-COMMENT ON FUNCTION @extschema@.nv_search(anyelement, text, int, name, int, boolean, real, text)
-    IS 'The k rows whose meaning is nearest to this question, best first; score is the cosine similarity.';
