@@ -37,6 +37,7 @@ class Generation:
 
     Attributes:
         relation: the table's name, for messages.
+        chunk_tokens: of a piece at most; None where a row is embedded whole.
         is_backfilling: whether rows that the table had before may still be unqueued.
     """
 
@@ -47,6 +48,8 @@ class Generation:
     dim: int
     storage: str
     truncate: str
+    chunk_tokens: int | None
+    chunk_overlap: int
     is_backfilling: bool
 
 
@@ -66,12 +69,21 @@ class Text:
         size: in bytes; None where the row has no content, or is gone.
         text: None where there is none, or its size is over the limit.
         digest: of the text; None where the row is gone.
+        pieces: characters [start, end) of each piece; None where a row is embedded whole.
     """
 
     job: Job
     size: int | None = None
     text: str | None = None
     digest: bytes | None = None
+    pieces: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def passages(self) -> list[str]:
+        """What is embedded of it: itself, or its pieces."""
+        if self.text is None:
+            return []
+        return [self.text] if self.pieces is None else [self.text[start:end] for start, end in self.pieces]
 
 
 class VectorArray:
@@ -123,16 +135,20 @@ class Queue:
         found = {place: Text(jobs[place - 1], size, text, digest) for place, size, text, digest in rows}
         return [found.get(place, Text(job)) for place, job in enumerate(jobs, 1)]
 
-    def write_back(self, generation: Generation, texts: Sequence[Text], vectors: NDArray[numpy.float32] | None) -> int:
-        """Write vectors, [n, dim] of unit length, or none for rows without content. Returns how many jobs that settled."""
+    def write_back(self, generation: Generation, texts: Sequence[Text], vectors: NDArray[numpy.float32]) -> int:
+        """Write the vectors of all passages of the texts, [n, dim] of unit length. Returns how many jobs that settled."""
         keys, ids, digests = _columns(texts)
-        if vectors is None:
+        if generation.chunk_tokens is not None:
+            pieces = [(place, start, end) for place, text in enumerate(texts, 1) for start, end in text.pieces or ()]
+            places, starts, ends = ([piece[column] for piece in pieces] for column in range(3))
+            return self._count(
+                "SELECT nv_embed.write_back_chunks(%s, %s, %s, %s, %s::int[], %s::int[], %s::int[], %b)",
+                [generation.id, keys, ids, digests, places, starts, ends, self._array(generation, vectors)],
+            )
+        if not len(vectors):
             array: Any = [None] * len(texts)
             return self._count("SELECT nv_embed.write_back(%s, %s, %s, %s, %s::text[])", [generation.id, keys, ids, digests, array])
-        kind, oid = self._types[generation.storage]
-        return self._count(
-            "SELECT nv_embed.write_back(%s, %s, %s, %s, %b)", [generation.id, keys, ids, digests, kind(vectors, generation.storage, oid)]
-        )
+        return self._count("SELECT nv_embed.write_back(%s, %s, %s, %s, %b)", [generation.id, keys, ids, digests, self._array(generation, vectors)])
 
     def give_up(self, generation: int, texts: Sequence[Text], error: str, messages: Sequence[str]) -> int:
         keys, ids, digests = _columns(texts)
@@ -164,6 +180,10 @@ class Queue:
 
     def leave(self, id: int) -> None:
         self.connection.execute("SELECT nv_embed.leave(%s)", [id])
+
+    def _array(self, generation: Generation, vectors: NDArray[numpy.float32]) -> VectorArray:
+        kind, oid = self._types[generation.storage]
+        return kind(vectors, generation.storage, oid)
 
     def _count(self, query: Any, arguments: Sequence[Any]) -> int:
         row = self.connection.execute(query, arguments).fetchone()

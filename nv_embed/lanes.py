@@ -14,9 +14,11 @@ import logging
 import random
 import threading
 import time
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from dataclasses import replace
+from itertools import accumulate, groupby
 from typing import NamedTuple
 
 import numpy
@@ -215,28 +217,45 @@ class Lane:
             raise Refused(generation, error) from error
         empty = [text for text in texts if text.size is None]
         if empty:
-            self._written(generation, empty, None)
+            self._written(generation, empty, numpy.empty((0, generation.dim), numpy.float32))
         for text in texts:
             if text.size is not None and text.text is None:
-                message = f"{text.size:,} bytes exceed the limit of {MAX_TEXT_BYTES:,} bytes a text (cut the text, for instance with chunk_tokens)"
-                self._give_up(text, InvalidInput(message))
-        return [text for text in texts if text.text is not None]
+                message = f"{text.size:,} bytes exceed the limit of {MAX_TEXT_BYTES:,} bytes a text"
+                self._give_up(text, InvalidInput(message, hint="leave a part of it out of what is embedded"))
+        found = [text for text in texts if text.text is not None]
+        return found if generation.chunk_tokens is None else self._cut(generation, generation.chunk_tokens, found)
+
+    def _cut(self, generation: Generation, chunk_tokens: int, texts: list[Text]) -> list[Text]:
+        """The texts with their pieces, but for those that cannot be cut, whose rows fail."""
+        cut = []
+        for text in texts:
+            assert text.text is not None
+            try:
+                pieces = self._client.chunk(text.text, chunk_tokens, overlap=generation.chunk_overlap, model=generation.model)
+            except InvalidInput as error:
+                self._give_up(text, error)
+            else:
+                cut.append(replace(text, pieces=tuple((piece.start_char, piece.end_char) for piece in pieces)))
+        return cut
 
     def _embed(self, kind: Kind, texts: list[Text], generations: dict[int, Generation]) -> None:
         parts = [texts]
         while parts:
             part = parts.pop()
             vectors, error = self._call(kind, part)
-            self._write(part[: len(vectors)], vectors, generations)
+            done, passages = _complete(part, len(vectors))
+            self._write(part[:done], vectors[:passages], generations)
             if error is not None:
-                parts += [rest for rest in self._after(error, part[len(vectors) :], len(vectors)) if rest]
+                if error.position is not None:
+                    error.position = _text_at(part, error.position)
+                parts += [rest for rest in self._after(error, part[done:], done) if rest]
 
     def _call(self, kind: Kind, texts: list[Text]) -> tuple[Vectors, EmbedError | None]:
-        """The vectors of the first texts, all of them unless there is an error."""
+        """The vectors of the first passages, all of them unless there is an error."""
         pages: list[Vectors] = [numpy.empty((0, kind.dim), numpy.float32)]
-        contents = [text.text for text in texts if text.text is not None]
+        passages = [passage for text in texts for passage in text.passages]
         try:
-            for page in self._client.embed_pages(contents, dim=kind.dim, model=kind.model, revision=kind.revision, truncate=kind.truncate):
+            for page in self._client.embed_pages(passages, dim=kind.dim, model=kind.model, revision=kind.revision, truncate=kind.truncate):
                 pages.append(numpy.frombuffer(page.vectors, "<f4").reshape(page.count, page.dim))
         except EmbedError as error:
             return numpy.concatenate(pages), error
@@ -284,13 +303,13 @@ class Lane:
         self._queue.fail(text.job.generation, [text.job], error, [message], retry_in_s)
 
     def _write(self, texts: list[Text], vectors: Vectors, generations: dict[int, Generation]) -> None:
-        first = 0
         for id, group in groupby(texts, key=lambda text: text.job.generation):
             part = list(group)
-            self._written(generations[id], part, vectors[first : first + len(part)])
-            first += len(part)
+            count = _passages(part)
+            self._written(generations[id], part, vectors[:count])
+            vectors = vectors[count:]
 
-    def _written(self, generation: Generation, texts: list[Text], vectors: Vectors | None) -> None:
+    def _written(self, generation: Generation, texts: list[Text], vectors: Vectors) -> None:
         """Write, or find the rows that their table does not let be written."""
         try:
             self._counts.add(generation.id, embedded=self._write_back(generation, texts, vectors))
@@ -303,10 +322,11 @@ class Lane:
                 self._refuse_row(texts[0], error)
             else:
                 half = len(texts) // 2
-                self._written(generation, texts[:half], None if vectors is None else vectors[:half])
-                self._written(generation, texts[half:], None if vectors is None else vectors[half:])
+                count = _passages(texts[:half])
+                self._written(generation, texts[:half], vectors[:count])
+                self._written(generation, texts[half:], vectors[count:])
 
-    def _write_back(self, generation: Generation, texts: list[Text], vectors: Vectors | None) -> int:
+    def _write_back(self, generation: Generation, texts: list[Text], vectors: Vectors) -> int:
         assert self._queue is not None
         for left in reversed(range(WRITE_TRIES)):
             try:
@@ -329,7 +349,7 @@ class Lane:
     def _adapt(self, jobs: int, seconds: float) -> None:
         """Find the size of a batch that a slow sidecar takes some seconds for."""
         if seconds > BATCH_S:
-            self._most = max(FEWEST_JOBS, self._most // 2)
+            self._most = max(FEWEST_JOBS, min(self._most // 2, int(jobs * BATCH_S / seconds)))
         elif jobs == self._most and seconds < BATCH_S / 4:
             self._most = min(MOST_JOBS, self._most * 2)
 
@@ -352,6 +372,25 @@ class Lane:
         self._troubles += 1
         longest = min(SHORTEST_PAUSE_S * 2**self._troubles, LONGEST_PAUSE_S)
         self._pause(seconds if seconds is not None else longest * random.uniform(0.5, 1))  # noqa: S311 - spreads the load
+
+
+def _passages(texts: Sequence[Text]) -> int:
+    return sum(len(text.passages) for text in texts)
+
+
+def _complete(texts: Sequence[Text], passages: int) -> tuple[int, int]:
+    """Of how many texts the first passages are all there are, and how many passages that is."""
+    done = total = 0
+    for text in texts:
+        if total + len(text.passages) > passages:
+            break
+        done, total = done + 1, total + len(text.passages)
+    return done, total
+
+
+def _text_at(texts: Sequence[Text], passage: int) -> int:
+    """The place of the text that a passage is of, both counted from 0."""
+    return bisect_right(list(accumulate(len(text.passages) for text in texts)), passage)
 
 
 def first_line(error: psycopg.Error) -> str:

@@ -171,6 +171,20 @@ class Session:
         return [(seq, piece.start_char, piece.end_char, text[piece.start_char : piece.end_char]) for seq, piece in enumerate(pieces)]
 
     @reports
+    def embed_chunks(
+        self, texts: Sequence[str | None], max_tokens: int, overlap: int, dim: int, model: str, revision: str
+    ) -> tuple[list[int], list[int], list[int], list[str]]:
+        """Cut texts and embed the pieces: the place of each one's text, counted from 1, its start and end in characters, and its vector."""
+        pieces = [
+            (place, piece.start_char, piece.end_char, text[piece.start_char : piece.end_char])
+            for place, text in enumerate(texts, 1)
+            if text is not None
+            for piece in self._connect().chunk(text, max_tokens, overlap=overlap, model=model)
+        ]
+        vectors = self._vectors([piece for *_, piece in pieces], dim, "passage", model, None, revision)
+        return [place for place, *_ in pieces], [start for _, start, *_ in pieces], [end for _, _, end, _ in pieces], vectors
+
+    @reports
     def models(self) -> list[dict[str, Any]]:
         """One row a model, the sidecar's default first."""
         return [

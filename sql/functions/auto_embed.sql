@@ -69,13 +69,9 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     wanted CONSTANT text := nv_embed.type_sql(storage, dim);
-    found_type text;
+    found_type CONSTANT text := nv_embed.column_type(relation, target);
     has_vectors boolean;
 BEGIN
-    SELECT format('%I.%I', n.nspname, t.typname) || CASE WHEN a.atttypmod > 0 THEN format('(%s)', a.atttypmod) ELSE '' END
-    INTO found_type
-    FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid JOIN pg_namespace AS n ON n.oid = t.typnamespace
-    WHERE a.attrelid = relation AND a.attname = target AND a.attnum > 0 AND NOT a.attisdropped;
     IF found_type IS NULL THEN
         EXECUTE format('ALTER TABLE %s ADD COLUMN %I %s', nv_embed.qualified(relation), target, wanted);
     ELSIF found_type <> wanted THEN
@@ -127,9 +123,9 @@ LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF chunk_tokens IS NOT NULL THEN
-        RAISE EXCEPTION 'chunk_tokens is not available in this version'
-            USING ERRCODE = '0A000', HINT = 'this version embeds whole rows; nv_chunk() cuts texts by hand';
+    IF chunk_tokens < 1 OR chunk_overlap < 0 OR chunk_overlap IS NULL OR chunk_overlap >= coalesce(chunk_tokens, 1) THEN
+        RAISE EXCEPTION 'chunk_tokens is % and chunk_overlap %', coalesce(chunk_tokens::text, 'null'), coalesce(chunk_overlap::text, 'null')
+            USING ERRCODE = '22023', HINT = 'chunk_tokens is at least 1, and chunk_overlap from 0 to below it; without chunk_tokens rows are embedded whole';
     END IF;
     PERFORM nv_embed.check_mode(mode);
     IF storage IN ('halfvec', 'vector') IS NOT TRUE THEN
@@ -141,8 +137,8 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.check_options(text, text, int, int, text) IS 'Raises an error for an option that auto_embed does not know.';
 
--- One trigger an event, because transition tables allow neither a column list nor several events. The names say in which order they run: first what writes
--- vectors, with the rights of whoever wrote the rows, then what queues.
+-- One trigger an event, because transition tables allow neither a column list nor several events. The names say in which order they run: first what
+-- queues, then what writes vectors, with the rights of whoever wrote the rows.
 CREATE OR REPLACE FUNCTION nv_embed.triggers(id bigint) RETURNS TABLE (trigger_name name, definition text)
 LANGUAGE sql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
@@ -150,12 +146,12 @@ BEGIN ATOMIC
     SELECT format('nv_embed_%s_%s', id, t.name), format('AFTER %s FOR EACH STATEMENT EXECUTE FUNCTION nv_embed.%I(%L)', t.event, t.function, id)
     FROM (
         VALUES
-            ('fill_insert', 'INSERT ON %s REFERENCING NEW TABLE AS new_rows', 'fill_written_rows'),
-            ('fill_update', 'UPDATE ON %s REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows', 'fill_written_rows'),
-            ('queue_insert', 'INSERT ON %s REFERENCING NEW TABLE AS new_rows', 'queue_written_rows'),
-            ('queue_update', 'UPDATE ON %s REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows', 'queue_written_rows'),
-            ('queue_delete', 'DELETE ON %s REFERENCING OLD TABLE AS old_rows', 'queue_written_rows'),
-            ('queue_truncate', 'TRUNCATE ON %s', 'queue_nothing')
+            ('1_queue_insert', 'INSERT ON %s REFERENCING NEW TABLE AS new_rows', 'queue_written_rows'),
+            ('1_queue_update', 'UPDATE ON %s REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows', 'queue_written_rows'),
+            ('1_queue_delete', 'DELETE ON %s REFERENCING OLD TABLE AS old_rows', 'queue_written_rows'),
+            ('1_queue_truncate', 'TRUNCATE ON %s', 'queue_nothing'),
+            ('2_fill_insert', 'INSERT ON %s REFERENCING NEW TABLE AS new_rows', 'fill_written_rows'),
+            ('2_fill_update', 'UPDATE ON %s REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows', 'fill_written_rows')
     ) AS t (name, event, function);
 END;
 
@@ -176,41 +172,61 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.add_triggers(regclass, bigint) IS 'Makes an embedding''s triggers.';
 
+-- The oid of a table that was dropped may come back as another table's.
+CREATE OR REPLACE FUNCTION nv_embed.forget_dropped() RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM nv_embed.forget(g.id)
+    FROM nv_embed.generation AS g JOIN nv_embed.embedding AS e ON e.id = g.embedding
+    WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = e.relation);
+    DELETE FROM nv_embed.embedding AS e WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = e.relation);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.forget_dropped() IS 'Removes the declarations of tables that were dropped.';
+
 CREATE OR REPLACE FUNCTION nv_embed.declare_embedding(
-    relation regclass, source text, target name, dim int, model text, mode text, storage text, truncate text
+    relation regclass, source text, target name, dim int, model text, mode text, storage text, chunk_tokens int, chunk_overlap int, truncate text
 ) RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     identity record;
-    new_id bigint;
+    e nv_embed.embedding;
+    g nv_embed.generation;
 BEGIN
     PERFORM nv_embed.check_relation(relation);
     PERFORM nv_embed.check_source(relation, source, target);
-    -- The oid of a table that was dropped may come back as another table's.
-    PERFORM nv_embed.forget(g.id)
-    FROM nv_embed.generation AS g JOIN nv_embed.embedding AS e ON e.id = g.embedding
-    WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = e.relation);
-    DELETE FROM nv_embed.embedding AS e WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = e.relation);
-    IF EXISTS (SELECT FROM nv_embed.embedding AS e WHERE e.relation = declare_embedding.relation AND e.target = declare_embedding.target) THEN
+    PERFORM nv_embed.forget_dropped();
+    IF EXISTS (SELECT FROM nv_embed.embedding AS s WHERE s.relation = declare_embedding.relation AND s.target = declare_embedding.target) THEN
         RAISE EXCEPTION 'column % of % is auto-embedded already', quote_ident(target), nv_embed.qualified(relation)
             USING ERRCODE = '42710', HINT = format('call nv_embed.drop_auto_embed(%L, %L) first, or name another target', nv_embed.qualified(relation), target);
     END IF;
     SELECT * INTO STRICT identity FROM nv_embed.identify(dim, model);
-    PERFORM nv_embed.add_target(relation, target, storage, identity.dim);
-    INSERT INTO nv_embed.embedding (relation, target, source, mode, truncate)
-    VALUES (relation, target, source, mode, truncate)
-    RETURNING id INTO new_id;
-    INSERT INTO nv_embed.generation (embedding, model, revision, dim, storage, target)
-    VALUES (new_id, identity.model, identity.revision, identity.dim, storage, target);
-    PERFORM nv_embed.add_triggers(relation, new_id);
-    RETURN new_id;
+    INSERT INTO nv_embed.embedding (relation, target, source, mode, truncate, chunk_tokens, chunk_overlap)
+    VALUES (relation, target, source, mode, truncate, chunk_tokens, chunk_overlap)
+    RETURNING * INTO e;
+    INSERT INTO nv_embed.generation (embedding, model, revision, dim, storage, target, chunks)
+    VALUES (
+        e.id, identity.model, identity.revision, identity.dim, storage, target,
+        CASE WHEN chunk_tokens IS NOT NULL THEN nv_embed.make_chunks(relation, target, storage, identity.dim) END
+    )
+    RETURNING * INTO g;
+    IF g.chunks IS NULL THEN
+        PERFORM nv_embed.add_target(relation, target, storage, identity.dim);
+    ELSE
+        PERFORM nv_embed.guard_chunks(e, g);
+    END IF;
+    PERFORM nv_embed.add_triggers(relation, e.id);
+    RETURN e.id;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.declare_embedding(regclass, text, name, int, text, text, text, text)
-    IS 'Writes a declaration: the catalog''s rows, the target column and the triggers.';
+COMMENT ON FUNCTION nv_embed.declare_embedding(regclass, text, name, int, text, text, text, int, int, text)
+    IS 'Writes a declaration: the catalog''s rows, the target column or the chunk table, and the triggers.';
 
 -- A declaration holds the lock that adding a column takes, so it looks at no more than a few rows. A larger table is counted and queued by the workers.
 CREATE OR REPLACE FUNCTION nv_embed.begin_backfill(relation regclass, target name) RETURNS boolean
@@ -249,7 +265,7 @@ DECLARE
     id bigint;
 BEGIN
     PERFORM nv_embed.check_options(mode, storage, chunk_tokens, chunk_overlap, truncate);
-    id := nv_embed.declare_embedding(relation, source, target, dim, model, mode, storage, truncate);
+    id := nv_embed.declare_embedding(relation, source, target, dim, model, mode, storage, chunk_tokens, chunk_overlap, truncate);
     IF NOT nv_embed.begin_backfill(relation, target) AND nv_embed.effective_mode(mode) OPERATOR(pg_catalog.<>) 'off' THEN
         PERFORM nv_embed.fill_or_queue(relation, target);
     END IF;
@@ -258,7 +274,7 @@ END
 $$;
 
 COMMENT ON FUNCTION nv_embed.auto_embed(regclass, text, name, int, text, text, text, int, int, text)
-    IS 'Declares that a column holds the vectors of a template over the others, and keeps it so; returns the embedding''s id.';
+    IS 'Declares that a column holds the vectors of a template over the others, or a chunk table those of its pieces, and keeps it so; returns the embedding''s id.';
 
 CREATE OR REPLACE FUNCTION nv_embed.alter_auto_embed(relation regclass, target name DEFAULT 'embedding', mode text DEFAULT NULL, truncate text DEFAULT NULL)
 RETURNS void
@@ -308,10 +324,14 @@ SET intervalstyle = 'postgres'
 AS $$
 DECLARE
     e CONSTANT nv_embed.embedding := nv_embed.find_embedding(relation, target);
+    g CONSTANT nv_embed.generation := nv_embed.live_generation(relation, target);
     pages pg_catalog.refcursor;
 BEGIN
     IF nv_embed.effective_mode(e.mode) OPERATOR(pg_catalog.=) 'async' THEN
-        RETURN nv_embed.queue_rows((nv_embed.live_generation(relation, target)).id);
+        RETURN nv_embed.queue_rows(g.id);
+    ELSIF g.chunks IS NOT NULL THEN
+        PERFORM nv_embed.queue_rows(g.id);
+        RETURN nv_embed.embed_queued(g.id);
     END IF;
     OPEN pages FOR EXECUTE nv_embed.pages_sql(e.id, 'refresh');
     RETURN (SELECT f.written FROM nv_embed.fill(e.id, pages, true) AS f);
@@ -358,6 +378,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     e CONSTANT nv_embed.embedding := nv_embed.find_embedding(relation, target);
+    g CONSTANT nv_embed.generation := nv_embed.live_generation(relation, target);
     trigger_name name;
 BEGIN
     IF NOT nv_embed.owns(relation) THEN
@@ -366,13 +387,19 @@ BEGIN
     FOR trigger_name IN SELECT t.trigger_name FROM nv_embed.triggers(e.id) AS t LOOP
         EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', trigger_name, nv_embed.qualified(relation));
     END LOOP;
-    PERFORM nv_embed.forget(g.id) FROM nv_embed.generation AS g WHERE g.embedding = e.id;
+    IF g.chunks IN (SELECT c.oid FROM pg_class AS c) THEN
+        PERFORM nv_embed.release_chunks(g);
+        IF NOT keep_vectors THEN
+            EXECUTE format('DROP TABLE %s', nv_embed.qualified(g.chunks));
+        END IF;
+    END IF;
+    PERFORM nv_embed.forget(s.id) FROM nv_embed.generation AS s WHERE s.embedding = e.id;
     DELETE FROM nv_embed.embedding AS s WHERE s.id = e.id;
-    IF NOT keep_vectors THEN
+    IF NOT keep_vectors AND g.chunks IS NULL THEN
         EXECUTE format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', nv_embed.qualified(relation), target);
     END IF;
 END
 $$;
 
 COMMENT ON FUNCTION nv_embed.drop_auto_embed(regclass, name, boolean)
-    IS 'Ends a declaration; the column stays with its vectors unless keep_vectors is false.';
+    IS 'Ends a declaration; column or chunk table stay with their vectors unless keep_vectors is false.';

@@ -18,13 +18,13 @@ BEGIN
         $sql$
             INSERT INTO nv_embed.tally (generation, rows, blank, vectors)
             SELECT $1, c.rows - s.rows, c.blank - s.blank, c.vectors - s.vectors
-            FROM (SELECT count(*) AS rows, count(*) FILTER (WHERE NOT %s) AS blank, count(t.%I) AS vectors FROM %s AS t) AS c,
+            FROM (SELECT count(*) AS rows, count(*) FILTER (WHERE NOT %s) AS blank, count(*) FILTER (WHERE %s) AS vectors FROM %s AS t) AS c,
                 (
                     SELECT coalesce(sum(rows), 0) AS rows, coalesce(sum(blank), 0) AS blank, coalesce(sum(vectors), 0) AS vectors
                     FROM nv_embed.tally WHERE generation = $1
                 ) AS s
         $sql$,
-        nv_embed.has_content(e.source, 't'), g.target, nv_embed.qualified(e.relation)
+        nv_embed.has_content(e.source, 't'), nv_embed.has_vector_sql(e, g, 't'), nv_embed.qualified(e.relation)
     ) USING generation;
 END
 $$;
@@ -50,7 +50,7 @@ BEGIN
     RETURN format(
         $sql$
             WITH step AS MATERIALIZED (
-                SELECT %1$s AS key, t.%2$I IS NULL AND %3$s AS awaits, pg_catalog.row_number() OVER (ORDER BY %4$s) AS place
+                SELECT %1$s AS key, NOT %2$s AND %3$s AS awaits, pg_catalog.row_number() OVER (ORDER BY %4$s) AS place
                 FROM %5$s AS t
                 WHERE %6$s
                 ORDER BY %4$s
@@ -65,7 +65,7 @@ BEGIN
             SELECT (SELECT key FROM step ORDER BY place DESC LIMIT 1) AS after, (SELECT pg_catalog.count(*) FROM step) AS seen,
                 (SELECT pg_catalog.count(*) FROM queued) AS queued
         $sql$,
-        nv_embed.key_sql(e.relation, 't'), g.target, nv_embed.has_content(e.source, 't'), columns, nv_embed.qualified(e.relation),
+        nv_embed.key_sql(e.relation, 't'), nv_embed.has_vector_sql(e, g, 't'), nv_embed.has_content(e.source, 't'), columns, nv_embed.qualified(e.relation),
         CASE WHEN is_first THEN '$2 IS NULL' ELSE format('(%s) > (%s)', columns, after) END
     );
 END

@@ -74,6 +74,20 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.embed_passages(text[], int, text, text, text) IS 'nv_embed for the rows of one generation, in text form, which both vector and halfvec read.';
 
+CREATE OR REPLACE FUNCTION nv_embed.embed_chunks(
+    input text[], max_tokens int, overlap int, dim int, model text, revision text, OUT places int[], OUT starts int[], OUT ends int[], OUT vectors text[]
+) RETURNS record
+LANGUAGE plpython3u STABLE SECURITY DEFINER PARALLEL UNSAFE COST 1000000
+SET search_path = pg_catalog, pg_temp
+AS $$
+    if "nv_embed" not in GD:
+        plpy.execute("SELECT nv_embed.start_session()")
+    return GD["nv_embed"].embed_chunks(input, max_tokens, overlap, dim, model, revision)
+$$;
+
+COMMENT ON FUNCTION nv_embed.embed_chunks(text[], int, int, int, text, text)
+    IS 'Cuts texts and embeds the pieces: of each, the place of its text in the array, its first character and the one after its last, and its vector in text form.';
+
 CREATE OR REPLACE FUNCTION nv_embed.embed_question(query text, dim int, model text, revision text) RETURNS vector
 LANGUAGE plpython3u STABLE SECURITY DEFINER PARALLEL UNSAFE COST 100000
 SET search_path = pg_catalog, pg_temp

@@ -8,7 +8,8 @@
 -- Old and new rows of an UPDATE are paired by their order in the transition tables, not by key: the key itself may have changed.
 --
 -- A vector is written only where the row still reads as it was embedded. A row that its own triggers rewrote, or that somebody else changed while
--- `refresh` waited for the sidecar, is left to the statement that changed it.
+-- `refresh` waited for the sidecar, is left to the statement that changed it. Pieces are only ever added here: the queue's triggers, which run before,
+-- have taken away those of the texts before.
 --
 -- Type names are written with their schema too: for types, a session's own pg_temp comes before everything else.
 
@@ -30,34 +31,41 @@ RETURN (
 
 COMMENT ON FUNCTION nv_embed.type_sql(text, int) IS 'A column type of pgvector with its schema, for example public.halfvec(384).';
 
-CREATE OR REPLACE FUNCTION nv_embed.check_target(relation regclass, target name) RETURNS void
-LANGUAGE plpgsql STABLE STRICT
+CREATE OR REPLACE FUNCTION nv_embed.check_target(e nv_embed.embedding, g nv_embed.generation) RETURNS void
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attname = target AND NOT a.attisdropped) THEN
-        RAISE EXCEPTION 'column % of % holds its vectors and is gone', quote_ident(target), nv_embed.qualified(relation)
-            USING ERRCODE = '42703', HINT = format('call nv_embed.drop_auto_embed(%L, %L), or bring the column back', nv_embed.qualified(relation), target);
+    IF NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = coalesce(g.chunks, e.relation) AND a.attname = g.target AND NOT a.attisdropped) THEN
+        RAISE EXCEPTION '% of % holds its vectors and is gone',
+            CASE WHEN g.chunks IS NULL THEN 'column ' || quote_ident(g.target) ELSE 'the chunk table' END, nv_embed.qualified(e.relation)
+            USING ERRCODE = '42703', HINT = format('call nv_embed.drop_auto_embed(%L, %L), or bring it back', nv_embed.qualified(e.relation), e.target);
     END IF;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.check_target(regclass, name) IS 'Raises an error where the column for the vectors was dropped or renamed.';
+COMMENT ON FUNCTION nv_embed.check_target(nv_embed.embedding, nv_embed.generation)
+    IS 'Raises an error where the column for the vectors, or the chunk table, was dropped or renamed.';
 
-CREATE OR REPLACE FUNCTION nv_embed.check_may_fill(relation regclass, target name) RETURNS void
-LANGUAGE plpgsql STABLE STRICT
+CREATE OR REPLACE FUNCTION nv_embed.check_may_fill(e nv_embed.embedding, g nv_embed.generation) RETURNS void
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM nv_embed.check_target(relation, target);
-    IF NOT has_column_privilege(relation, target, 'UPDATE') OR NOT has_any_column_privilege(relation, 'SELECT') THEN
-        RAISE EXCEPTION 'role % may not write the vectors of %', quote_ident(current_user), nv_embed.qualified(relation)
-            USING ERRCODE = '42501', HINT = format('GRANT SELECT, UPDATE (%I) ON %s TO %I', target, nv_embed.qualified(relation), current_user);
+    PERFORM nv_embed.check_target(e, g);
+    IF NOT has_any_column_privilege(e.relation, 'SELECT')
+        OR NOT (CASE WHEN g.chunks IS NULL THEN has_column_privilege(e.relation, g.target, 'UPDATE') ELSE has_table_privilege(g.chunks, 'INSERT') END)
+    THEN
+        RAISE EXCEPTION 'role % may not write the vectors of %', quote_ident(current_user), nv_embed.qualified(e.relation)
+            USING ERRCODE = '42501', HINT = CASE
+                WHEN g.chunks IS NULL THEN format('GRANT SELECT, UPDATE (%I) ON %s TO %I', g.target, nv_embed.qualified(e.relation), current_user)
+                ELSE format('GRANT SELECT ON %s TO %I; GRANT INSERT ON %s TO PUBLIC', nv_embed.qualified(e.relation), current_user, nv_embed.qualified(g.chunks))
+            END;
     END IF;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.check_may_fill(regclass, name) IS 'Raises an error that says what to grant, before a model is asked.';
+COMMENT ON FUNCTION nv_embed.check_may_fill(nv_embed.embedding, nv_embed.generation) IS 'Raises an error that says what to grant, before a model is asked.';
 
 CREATE OR REPLACE FUNCTION nv_embed.pairs_sql() RETURNS text
 LANGUAGE sql IMMUTABLE
@@ -68,27 +76,35 @@ RETURN '(SELECT pg_catalog.row_number() OVER () AS nv_embed_place, * FROM new_ro
 COMMENT ON FUNCTION nv_embed.pairs_sql() IS 'A FROM item: the rows of an UPDATE as they are, n, and as they were, o.';
 
 -- candidates: from where the rows come, and which of them await a vector.
-CREATE OR REPLACE FUNCTION nv_embed.candidates_sql(e nv_embed.embedding, target name, event text) RETURNS text
-LANGUAGE sql STABLE STRICT
+CREATE OR REPLACE FUNCTION nv_embed.candidates_sql(e nv_embed.embedding, g nv_embed.generation, event text) RETURNS text
+LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
-RETURN CASE event
-    WHEN 'insert' THEN
-        format('new_rows AS n WHERE n.%I IS NULL AND %s', target, nv_embed.has_content(e.source, 'n'))
-    WHEN 'refresh' THEN
-        format('%s AS n WHERE n.%I IS NULL AND %s', nv_embed.qualified(e.relation), target, nv_embed.has_content(e.source, 'n'))
-    WHEN 'clear' THEN
-        format('%s WHERE %s OPERATOR(pg_catalog.<>) %s AND pg_catalog.record_image_eq(ROW(n.%4$I), ROW(o.%4$I)) AND n.%4$I IS NOT NULL', nv_embed.pairs_sql(), nv_embed.rendered(e.source, 'n'), nv_embed.rendered(e.source, 'o'), target)
-    WHEN 'update' THEN
+RETURN CASE
+    WHEN event = 'insert' AND g.chunks IS NULL THEN
+        format('new_rows AS n WHERE n.%I IS NULL AND %s', g.target, nv_embed.has_content(e.source, 'n'))
+    WHEN event = 'insert' THEN
+        format('new_rows AS n WHERE %s', nv_embed.has_content(e.source, 'n'))
+    WHEN event = 'refresh' THEN
+        format('%s AS n WHERE n.%I IS NULL AND %s', nv_embed.qualified(e.relation), g.target, nv_embed.has_content(e.source, 'n'))
+    WHEN event = 'clear' THEN
+        format('%s WHERE %s OPERATOR(pg_catalog.<>) %s AND pg_catalog.record_image_eq(ROW(n.%4$I), ROW(o.%4$I)) AND n.%4$I IS NOT NULL', nv_embed.pairs_sql(), nv_embed.rendered(e.source, 'n'), nv_embed.rendered(e.source, 'o'), g.target)
+    WHEN event = 'update' AND g.chunks IS NOT NULL THEN
+        -- Pieces of a row that moved were taken away too.
+        format(
+            '%s WHERE (%s OPERATOR(pg_catalog.<>) %s OR %s OPERATOR(pg_catalog.<>) %s) AND %s', nv_embed.pairs_sql(), nv_embed.rendered(e.source, 'n'),
+            nv_embed.rendered(e.source, 'o'), nv_embed.key_sql(e.relation, 'n'), nv_embed.key_sql(e.relation, 'o'), nv_embed.has_content(e.source, 'n')
+        )
+    WHEN event = 'update' THEN
         -- A target that changed in the same statement is a vector that its writer brought along. One that became NULL is not: an upsert of whole rows
         -- writes NULL there, and a row with content is never without its vector.
         format(
             '%5$s WHERE %1$s OPERATOR(pg_catalog.<>) %2$s AND pg_catalog.record_image_eq(ROW(n.%3$I), ROW(o.%3$I))'
             ' OR n.%3$I IS NULL AND o.%3$I IS NOT NULL AND %4$s',
-            nv_embed.rendered(e.source, 'n'), nv_embed.rendered(e.source, 'o'), target, nv_embed.has_content(e.source, 'n'), nv_embed.pairs_sql()
+            nv_embed.rendered(e.source, 'n'), nv_embed.rendered(e.source, 'o'), g.target, nv_embed.has_content(e.source, 'n'), nv_embed.pairs_sql()
         )
 END;
 
-COMMENT ON FUNCTION nv_embed.candidates_sql(nv_embed.embedding, name, text)
+COMMENT ON FUNCTION nv_embed.candidates_sql(nv_embed.embedding, nv_embed.generation, text)
     IS 'FROM and WHERE of the rows, as n, that an insert, an update or a refresh leaves to be embedded, or whose vectors an update leaves to be cleared.';
 
 CREATE OR REPLACE FUNCTION nv_embed.pages_sql(id bigint, event text) RETURNS text
@@ -98,19 +114,18 @@ AS $$
 DECLARE
     e nv_embed.embedding;
     g nv_embed.generation;
-    keys text;
 BEGIN
     SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id = pages_sql.id;
     SELECT * INTO STRICT g FROM nv_embed.generation AS s WHERE s.embedding = pages_sql.id AND s.state = 'live';
-    PERFORM nv_embed.check_may_fill(e.relation, g.target);
-    SELECT string_agg(format('n.%I::pg_catalog.text', k.column_name), ', ' ORDER BY k.place) INTO keys FROM nv_embed.key_columns(e.relation) AS k;
-    -- Keys travel as text, so that one shape of page serves a key of any types.
+    PERFORM nv_embed.check_may_fill(e, g);
+    -- A row may have many pieces, and a page's are all in memory at once.
     RETURN format(
-        'SELECT pg_catalog.array_agg(keys) AS keys, pg_catalog.array_agg(text) AS texts,'
+        'SELECT pg_catalog.array_agg(key) AS keys, pg_catalog.array_agg(text) AS texts,'
         ' pg_catalog.array_agg(CASE WHEN has_content THEN text END) AS contents'
-        ' FROM (SELECT ARRAY[%s] AS keys, %s AS text, %s AS has_content,'
-        ' (pg_catalog.row_number() OVER () OPERATOR(pg_catalog.-) 1) OPERATOR(pg_catalog./) 1000 AS page FROM %s) AS candidate GROUP BY page',
-        keys, nv_embed.rendered(e.source, 'n'), nv_embed.has_content(e.source, 'n'), nv_embed.candidates_sql(e, g.target, event)
+        ' FROM (SELECT %s::pg_catalog.text AS key, %s AS text, %s AS has_content,'
+        ' (pg_catalog.row_number() OVER () OPERATOR(pg_catalog.-) 1) OPERATOR(pg_catalog./) %s AS page FROM %s) AS candidate GROUP BY page',
+        nv_embed.key_sql(e.relation, 'n'), nv_embed.rendered(e.source, 'n'), nv_embed.has_content(e.source, 'n'),
+        CASE WHEN g.chunks IS NULL THEN 1000 ELSE 100 END, nv_embed.candidates_sql(e, g, event)
     );
 END
 $$;
@@ -125,35 +140,48 @@ AS $$
 DECLARE
     e nv_embed.embedding;
     g nv_embed.generation;
-    matched text;
 BEGIN
     SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id = write_sql.id;
     SELECT * INTO STRICT g FROM nv_embed.generation AS s WHERE s.embedding = write_sql.id AND s.state = 'live';
-    SELECT string_agg(format('t.%I %s ($1)[f.place][%s]::%s', k.column_name, k.equals, k.place, k.type), ' AND ' ORDER BY k.place)
-    INTO matched
-    FROM nv_embed.key_columns(e.relation) AS k;
     -- LIMIT tells the planner how many rows there are, so that it finds a few by the primary key's index and does not read the table for them. Arrays are
     -- unnested in the select list, which streams; in FROM they would be written to a temporary file first.
     RETURN format(
         'UPDATE %s AS t SET %I = f.vector::%s'
-        ' FROM (SELECT pg_catalog.unnest($2) AS text, pg_catalog.unnest($3) AS vector, pg_catalog.generate_series(1, $4) AS place LIMIT $4) AS f'
+        ' FROM (SELECT pg_catalog.unnest($1) AS key, pg_catalog.unnest($2) AS text, pg_catalog.unnest($3) AS vector LIMIT pg_catalog.cardinality($1)) AS f'
         ' WHERE %s AND %s OPERATOR(pg_catalog.=) f.text',
-        nv_embed.qualified(e.relation), g.target, nv_embed.type_sql(g.storage, g.dim), matched, nv_embed.rendered(e.source, 't')
+        nv_embed.qualified(e.relation), g.target, nv_embed.type_sql(g.storage, g.dim), nv_embed.matched_sql(e.relation, 'f'), nv_embed.rendered(e.source, 't')
     );
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.write_sql(bigint) IS 'A statement: write a page''s vectors; its parameters are keys, texts, vectors and their number.';
+COMMENT ON FUNCTION nv_embed.write_sql(bigint) IS 'A statement: write a page''s vectors; its parameters are keys, texts and vectors.';
+
+CREATE OR REPLACE FUNCTION nv_embed.unchanged_sql(id bigint) RETURNS text
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e nv_embed.embedding;
+BEGIN
+    SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id = unchanged_sql.id;
+    RETURN format(
+        'SELECT ARRAY(SELECT f.place FROM (SELECT pg_catalog.unnest($1) AS key, pg_catalog.unnest($2) AS text,'
+        ' pg_catalog.generate_series(1, pg_catalog.cardinality($1)) AS place LIMIT pg_catalog.cardinality($1)) AS f'
+        ' JOIN %s AS t ON %s AND %s OPERATOR(pg_catalog.=) f.text)',
+        nv_embed.qualified(e.relation), nv_embed.matched_sql(e.relation, 'f'), nv_embed.rendered(e.source, 't')
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.unchanged_sql(bigint) IS 'A query: the places of those rows of a page that still read the same; its parameters are keys and texts.';
 
 CREATE OR REPLACE FUNCTION nv_embed.fill(id bigint, pages refcursor, embeds boolean, OUT awaiting bigint, OUT written bigint)
 LANGUAGE plpgsql STRICT
 AS $$
 DECLARE
-    write CONSTANT pg_catalog.text := nv_embed.write_sql(id);
     e nv_embed.embedding;
     g nv_embed.generation;
     page record;
-    vectors pg_catalog.text[];
     page_written bigint;
 BEGIN
     SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id OPERATOR(pg_catalog.=) fill.id;
@@ -163,11 +191,11 @@ BEGIN
     LOOP
         FETCH pages INTO page;
         EXIT WHEN NOT FOUND;
-        IF embeds THEN
-            vectors := nv_embed.embed_passages(page.contents, g.dim, g.model, g.revision, e.truncate);
+        IF g.chunks IS NULL THEN
+            page_written := nv_embed.fill_page(e, g, page.keys, page.texts, CASE WHEN embeds THEN page.contents END);
+        ELSE
+            page_written := nv_embed.fill_chunks(e, g, page.keys, page.texts);
         END IF;
-        EXECUTE write USING page.keys, page.texts, vectors, pg_catalog.cardinality(page.texts);
-        GET DIAGNOSTICS page_written = ROW_COUNT;
         awaiting := awaiting OPERATOR(pg_catalog.+) pg_catalog.cardinality(page.texts);
         written := written OPERATOR(pg_catalog.+) page_written;
     END LOOP;
@@ -177,6 +205,38 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.fill(bigint, refcursor, boolean)
     IS 'Embeds the rows that a cursor over pages_sql hands out, or clears their vectors; how many awaited it, and how many were written.';
+
+CREATE OR REPLACE FUNCTION nv_embed.fill_page(e nv_embed.embedding, g nv_embed.generation, keys text[], texts text[], contents text[]) RETURNS bigint
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    vectors CONSTANT pg_catalog.text[] := CASE WHEN contents IS NOT NULL THEN nv_embed.embed_passages(contents, g.dim, g.model, g.revision, e.truncate) END;
+    written bigint;
+BEGIN
+    EXECUTE nv_embed.write_sql(e.id) USING keys, texts, vectors;
+    GET DIAGNOSTICS written = ROW_COUNT;
+    RETURN written;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.fill_page(nv_embed.embedding, nv_embed.generation, text[], text[], text[])
+    IS 'Embeds the contents of rows and writes the vectors, or clears them where contents is null; returns how many rows were written.';
+
+CREATE OR REPLACE FUNCTION nv_embed.fill_chunks(e nv_embed.embedding, g nv_embed.generation, keys text[], texts text[]) RETURNS bigint
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    pieces CONSTANT record := nv_embed.embed_chunks(texts, e.chunk_tokens, e.chunk_overlap, g.dim, g.model, g.revision);
+    unchanged pg_catalog.int4[];
+BEGIN
+    EXECUTE nv_embed.unchanged_sql(e.id) INTO unchanged USING keys, texts;
+    EXECUTE nv_embed.write_chunks_sql(g.id) USING keys, pieces.places, pieces.starts, pieces.ends, pieces.vectors, unchanged;
+    RETURN pg_catalog.cardinality(unchanged);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.fill_chunks(nv_embed.embedding, nv_embed.generation, text[], text[])
+    IS 'Cuts the texts of rows, embeds the pieces and writes them; returns of how many rows.';
 
 CREATE OR REPLACE FUNCTION nv_embed.refuse_hidden_rows(relation regclass, hidden bigint) RETURNS void
 LANGUAGE plpgsql STABLE STRICT
@@ -226,10 +286,11 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     mode text;
+    is_chunked boolean;
 BEGIN
-    SELECT nv_embed.effective_mode(e.mode) INTO mode FROM nv_embed.embedding AS e WHERE e.id = fill_event.id;
+    SELECT nv_embed.effective_mode(e.mode), e.chunk_tokens IS NOT NULL INTO mode, is_chunked FROM nv_embed.embedding AS e WHERE e.id = fill_event.id;
     RETURN CASE
-        WHEN mode = 'off' AND event = 'UPDATE' THEN 'clear'
+        WHEN mode = 'off' AND event = 'UPDATE' AND NOT is_chunked THEN 'clear'
         WHEN mode = 'sync' OR mode IS NULL THEN lower(event)
     END;
 END

@@ -86,6 +86,17 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.lock_jobs(bigint, text[], bigint[]) IS 'Locks jobs that are still what they were, without waiting for anybody.';
 
+CREATE OR REPLACE FUNCTION nv_embed.held_places(generation bigint, keys text[], ids bigint[]) RETURNS int[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN ARRAY(SELECT l.place::int FROM nv_embed.lock_jobs(generation, keys, ids) AS l);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.held_places(bigint, text[], bigint[]) IS 'Locks jobs that are still what they were; the places of those.';
+
 CREATE OR REPLACE FUNCTION nv_embed.release(generation bigint, keys text[], ids bigint[], lease interval) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
@@ -149,16 +160,6 @@ COMMENT ON FUNCTION nv_embed.fail(bigint, text[], bigint[], text, text[], interv
     IS 'Counts an attempt that failed: the job is tried again after an interval, or never where that is null.';
 
 -- read_sql and write_back_sql: built as text, because tables and columns are the user's, and run with the worker's rights.
-
-CREATE OR REPLACE FUNCTION nv_embed.matched_sql(relation regclass, alias name) RETURNS text
-LANGUAGE sql STABLE STRICT
-SET search_path = pg_catalog, pg_temp
-RETURN (
-    SELECT string_agg(format('t.%I %s (%I.key::pg_catalog.text[])[%s]::%s', k.column_name, k.equals, alias, k.place, k.type), ' AND ' ORDER BY k.place)
-    FROM nv_embed.key_columns(relation) AS k
-);
-
-COMMENT ON FUNCTION nv_embed.matched_sql(regclass, name) IS 'An SQL condition: the row t of a table has the key of another relation.';
 
 CREATE OR REPLACE FUNCTION nv_embed.digest_sql(source text, alias name) RETURNS text
 LANGUAGE sql IMMUTABLE STRICT
@@ -245,7 +246,7 @@ DECLARE
     g CONSTANT nv_embed.generation := declared.g;
 BEGIN
     PERFORM nv_embed.check_sees_all(e.relation);
-    PERFORM nv_embed.check_may_fill(e.relation, g.target);
+    PERFORM nv_embed.check_may_fill(e, g);
     RETURN format(
         $sql$
             WITH found AS MATERIALIZED (
@@ -315,7 +316,7 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
     histories CONSTANT pg_catalog.jsonb[] := nv_embed.histories(generation, keys);
-    outcome CONSTANT record := nv_embed.write_rows(generation, keys, digests, pg_catalog.array_fill(NULL::pg_catalog.text, ARRAY[pg_catalog.cardinality(keys)]));
+    outcome CONSTANT record := nv_embed.clear_rows(generation, keys, ids, digests);
     failed CONSTANT pg_catalog.int4[] := outcome.written OPERATOR(pg_catalog.||) outcome.unchanged;
 BEGIN
     PERFORM nv_embed.inherit(
@@ -330,6 +331,27 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.give_up(bigint, text[], bigint[], bytea[], text, text[])
     IS 'Marks jobs as failed for good, and takes away what vectors their rows had; returns how many.';
+
+CREATE OR REPLACE FUNCTION nv_embed.clear_rows(
+    generation bigint, keys text[], ids bigint[], digests bytea[], OUT written int[], OUT unchanged int[], OUT gone int[]
+)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    nothing CONSTANT pg_catalog.text[] := '{}';
+BEGIN
+    IF ((nv_embed.declaration(generation)).g).chunks IS NULL THEN
+        SELECT w.written, w.unchanged, w.gone INTO written, unchanged, gone
+        FROM nv_embed.write_rows(generation, keys, digests, pg_catalog.array_fill(NULL::pg_catalog.text, ARRAY[pg_catalog.cardinality(keys)])) AS w;
+    ELSE
+        written := '{}';
+        SELECT c.written, c.gone INTO unchanged, gone FROM nv_embed.write_chunks(generation, keys, ids, digests, '{}', '{}', '{}', nothing) AS c;
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.clear_rows(bigint, text[], bigint[], bytea[])
+    IS 'Takes away the vectors of rows that still read as they did; the places of those that had one in the table, of those that had none there, and of those gone.';
 
 CREATE OR REPLACE FUNCTION nv_embed.histories(generation bigint, keys text[]) RETURNS jsonb[]
 LANGUAGE sql STABLE STRICT
@@ -430,11 +452,14 @@ COMMENT ON FUNCTION nv_embed.wait(regclass, name, interval)
     IS 'Waits until no row of a table awaits its vector any more; false if the time is over before, or if rows failed.';
 
 CREATE OR REPLACE FUNCTION nv_embed.work()
-RETURNS TABLE (generation bigint, relation text, model text, revision text, dim int, storage text, truncate text, is_backfilling boolean)
+RETURNS TABLE (
+    generation bigint, relation text, model text, revision text, dim int, storage text, truncate text, chunk_tokens int, chunk_overlap int,
+    is_backfilling boolean
+)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT g.id, nv_embed.qualified(e.relation), g.model, g.revision, g.dim, g.storage, e.truncate,
+    SELECT g.id, nv_embed.qualified(e.relation), g.model, g.revision, g.dim, g.storage, e.truncate, e.chunk_tokens, e.chunk_overlap,
         EXISTS (SELECT FROM nv_embed.backfill AS b WHERE b.generation = g.id)
     FROM nv_embed.generation AS g
     JOIN nv_embed.embedding AS e ON e.id = g.embedding

@@ -27,3 +27,40 @@ END
 $$;
 
 COMMENT ON FUNCTION nv_embed.key_columns(regclass) IS 'Columns of the primary key in order, each with its type and the operator that compares it.';
+
+CREATE OR REPLACE FUNCTION nv_embed.key_sql(relation regclass, alias name) RETURNS text
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (
+        SELECT format('ARRAY[%s]', string_agg(format('pg_catalog.concat(%I.%I)', alias, k.column_name), ', ' ORDER BY k.place))
+        FROM nv_embed.key_columns(relation) AS k
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.key_sql(regclass, name) IS 'An SQL expression: the primary key of a row as an array of texts.';
+
+CREATE OR REPLACE FUNCTION nv_embed.same_key_sql(relation regclass, one name, other name) RETURNS text
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (
+        SELECT string_agg(format('%I.%I %s %I.%2$I', one, k.column_name, k.equals, other), ' AND ' ORDER BY k.place) FROM nv_embed.key_columns(relation) AS k
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.same_key_sql(regclass, name, name) IS 'An SQL condition: a row and a piece, or two rows, have the same primary key.';
+
+CREATE OR REPLACE FUNCTION nv_embed.matched_sql(relation regclass, alias name) RETURNS text
+LANGUAGE sql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    SELECT string_agg(format('t.%I %s (%I.key::pg_catalog.text[])[%s]::%s', k.column_name, k.equals, alias, k.place, k.type), ' AND ' ORDER BY k.place)
+    FROM nv_embed.key_columns(relation) AS k
+);
+
+COMMENT ON FUNCTION nv_embed.matched_sql(regclass, name) IS 'An SQL condition: the row t of a table has the key of another relation.';

@@ -16,17 +16,20 @@ COMMENT ON FUNCTION @extschema@.nv_embed_query(text, regclass, int, name)
 
 CREATE OR REPLACE FUNCTION @extschema@.nv_search(
     relation anyelement, query text, k int DEFAULT 10, target name DEFAULT 'embedding', dim int DEFAULT NULL, rescore boolean DEFAULT true,
-    oversample real DEFAULT 4, filter text DEFAULT NULL, OUT hit anyelement, OUT score double precision
+    oversample real DEFAULT 4, filter text DEFAULT NULL, OUT hit anyelement, OUT score double precision, OUT seq int, OUT start_char int,
+    OUT end_char int, OUT content text
 ) RETURNS SETOF record
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE COST 100000 ROWS 10
-SET hnsw.iterative_scan = strict_order
-SET ivfflat.iterative_scan = relaxed_order
 AS $$
 BEGIN
-    RETURN QUERY EXECUTE nv_embed.search_sql(nv_embed.row_relation(pg_catalog.pg_typeof(relation)), target, k, dim, filter)
-        USING @extschema@.nv_embed_query(query, nv_embed.row_relation(pg_catalog.pg_typeof(relation)), dim, target);
+    RETURN QUERY
+    SELECT s.*
+    FROM @extschema@.nv_search(
+        relation, @extschema@.nv_embed_query(query, nv_embed.row_relation(pg_catalog.pg_typeof(relation)), NULL, target), k, target, dim, rescore, oversample,
+        filter
+    ) AS s;
 END
 $$;
 
 COMMENT ON FUNCTION @extschema@.nv_search(anyelement, text, int, name, int, boolean, real, text)
-    IS 'The k rows whose meaning is nearest to this question, best first; score is the cosine similarity.';
+    IS 'The k rows whose meaning is nearest to this question, best first; score is the cosine similarity. Of a table with chunks, each row once, with its best piece.';

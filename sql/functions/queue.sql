@@ -24,34 +24,25 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.effective_mode(text) IS 'The mode of this transaction: what SET LOCAL nv_embed.mode says, else what was declared.';
 
-CREATE OR REPLACE FUNCTION nv_embed.key_sql(relation regclass, alias name) RETURNS text
-LANGUAGE plpgsql STABLE STRICT
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN (
-        SELECT format('ARRAY[%s]', string_agg(format('pg_catalog.concat(%I.%I)', alias, k.column_name), ', ' ORDER BY k.place))
-        FROM nv_embed.key_columns(relation) AS k
-    );
-END
-$$;
-
-COMMENT ON FUNCTION nv_embed.key_sql(regclass, name) IS 'An SQL expression: the primary key of a row as an array of texts.';
-
 -- What an event says of each row: its key; whether it awaits a vector; whether whatever it awaited is settled, because it brought its vector or has no
 -- content any more. An update's row is moved when its key changed, and cleared when its vector became NULL: both may leave a job that is wrong by now.
-CREATE OR REPLACE FUNCTION nv_embed.seen_sql(e nv_embed.embedding, target name, event text) RETURNS text
-LANGUAGE plpgsql STABLE STRICT
+--
+-- Pieces are no part of the row, and their vectors are told by the chunk table itself. `unchunk_sql` says which of them an update leaves: none of a row
+-- that moved or is blank, and those of another text only for a worker to replace. Where there is none, what the row awaits comes with the statement in
+-- mode sync; in any case its job is touched, because it is the lock on the pieces.
+CREATE OR REPLACE FUNCTION nv_embed.seen_sql(e nv_embed.embedding, g nv_embed.generation, event text) RETURNS text
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN CASE event
         WHEN 'insert' THEN format(
-            'SELECT %s AS key, n.%I IS NOT NULL AS has_vector, NOT %s AS is_blank FROM new_rows AS n',
-            nv_embed.key_sql(e.relation, 'n'), target, nv_embed.has_content(e.source, 'n')
+            'SELECT %s AS key, %s AS has_vector, NOT %s AS is_blank FROM new_rows AS n',
+            nv_embed.key_sql(e.relation, 'n'), CASE WHEN g.chunks IS NULL THEN nv_embed.has_vector_sql(e, g, 'n') ELSE 'false' END,
+            nv_embed.has_content(e.source, 'n')
         )
         WHEN 'update' THEN format(
-            $sql$
+            CASE WHEN g.chunks IS NULL THEN $sql$
                 SELECT *,
                     key <> old_key AS is_moved,
                     had_vector AND NOT has_vector AS is_cleared,
@@ -60,30 +51,44 @@ BEGIN
                 FROM (
                     SELECT %1$s AS key, %2$s AS old_key,
                         %3$s <> %4$s AS is_new_text,
-                        NOT record_image_eq(ROW(n.%5$I), ROW(o.%5$I)) AS is_new_vector,
-                        n.%5$I IS NOT NULL AS has_vector, o.%5$I IS NOT NULL AS had_vector,
-                        NOT %6$s AS is_blank, NOT %7$s AS was_blank
-                    FROM (SELECT row_number() OVER () AS nv_embed_place, * FROM new_rows) AS n
-                    JOIN (SELECT row_number() OVER () AS nv_embed_place, * FROM old_rows) AS o ON n.nv_embed_place = o.nv_embed_place
+                        NOT record_image_eq(ROW(n.%8$I), ROW(o.%8$I)) AS is_new_vector,
+                        n.%8$I IS NOT NULL AS has_vector, o.%8$I IS NOT NULL AS had_vector,
+                        NOT %5$s AS is_blank, NOT %6$s AS was_blank
+                    FROM %7$s
                 ) AS pair
-            $sql$,
-            nv_embed.key_sql(e.relation, 'n'), nv_embed.key_sql(e.relation, 'o'), nv_embed.rendered(e.source, 'n'), nv_embed.rendered(e.source, 'o'), target,
-            nv_embed.has_content(e.source, 'n'), nv_embed.has_content(e.source, 'o')
+            $sql$ ELSE $sql$
+                SELECT *,
+                    key <> old_key AS is_moved,
+                    had_vector AND NOT has_vector OR is_new_text AND $2 <> 'async' AS is_cleared,
+                    is_blank OR $2 = 'sync' AND (is_new_text OR key <> old_key) AS is_settled,
+                    NOT is_blank AND (is_new_text OR had_vector AND NOT has_vector) AS awaits
+                FROM (
+                    SELECT *, has_pieces AS had_vector, has_pieces AND key = old_key AND NOT is_blank AND (NOT is_new_text OR $2 = 'async') AS has_vector
+                    FROM (
+                        SELECT %1$s AS key, %2$s AS old_key, %3$s <> %4$s AS is_new_text, NOT %5$s AS is_blank, NOT %6$s AS was_blank, %8$s AS has_pieces
+                        FROM %7$s
+                    ) AS pair
+                ) AS pair
+            $sql$ END,
+            nv_embed.key_sql(e.relation, 'n'), nv_embed.key_sql(e.relation, 'o'), nv_embed.rendered(e.source, 'n'), nv_embed.rendered(e.source, 'o'),
+            nv_embed.has_content(e.source, 'n'), nv_embed.has_content(e.source, 'o'), nv_embed.pairs_sql(),
+            CASE WHEN g.chunks IS NULL THEN g.target ELSE nv_embed.has_vector_sql(e, g, 'o') END
         )
         WHEN 'delete' THEN format(
-            'SELECT %s AS key, o.%I IS NOT NULL AS had_vector, NOT %s AS was_blank FROM old_rows AS o',
-            nv_embed.key_sql(e.relation, 'o'), target, nv_embed.has_content(e.source, 'o')
+            'SELECT %s AS key, %s AS had_vector, NOT %s AS was_blank FROM old_rows AS o',
+            nv_embed.key_sql(e.relation, 'o'), CASE WHEN g.chunks IS NULL THEN nv_embed.has_vector_sql(e, g, 'o') ELSE 'false' END,
+            nv_embed.has_content(e.source, 'o')
         )
     END;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.seen_sql(nv_embed.embedding, name, text) IS 'A query: what an event''s transition tables say of each row.';
+COMMENT ON FUNCTION nv_embed.seen_sql(nv_embed.embedding, nv_embed.generation, text) IS 'A query: what an event''s transition tables say of each row.';
 
--- queue_sql: a statement with two parameters, the generation and whether rows are to be queued at all. It returns the differences for the tally, how many
+-- queue_sql: a statement with two parameters, the generation and the mode. It returns the differences for the tally, how many
 -- rows were queued, and how many were left to `requeue_moved_rows`. A row that waits already goes to the end of the queue as if it were new.
-CREATE OR REPLACE FUNCTION nv_embed.queue_sql(e nv_embed.embedding, target name, event text) RETURNS text
-LANGUAGE plpgsql STABLE STRICT
+CREATE OR REPLACE FUNCTION nv_embed.queue_sql(e nv_embed.embedding, g nv_embed.generation, event text) RETURNS text
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -93,7 +98,7 @@ BEGIN
                 WITH seen AS MATERIALIZED (%s),
                 queued AS (
                     INSERT INTO nv_embed.job AS j (generation, key, stale)
-                    SELECT $1, key, false FROM seen WHERE $2 AND NOT has_vector AND NOT is_blank
+                    SELECT $1, key, false FROM seen WHERE $2 = 'async' AND NOT has_vector AND NOT is_blank
                     ON CONFLICT (generation, key) DO UPDATE SET %s
                     RETURNING j.xmax = 0 AS is_new
                 )
@@ -110,7 +115,7 @@ BEGIN
                 ),
                 queued AS (
                     INSERT INTO nv_embed.job AS j (generation, key, stale)
-                    SELECT $1, key, has_vector FROM seen WHERE $2 AND awaits AND NOT is_moved AND NOT is_cleared
+                    SELECT $1, key, has_vector FROM seen WHERE $2 = 'async' AND awaits AND NOT is_moved AND NOT is_cleared
                     ON CONFLICT (generation, key) DO UPDATE SET %s
                     RETURNING j.xmax = 0 AS is_new, j.stale
                 )
@@ -134,18 +139,18 @@ BEGIN
                     (SELECT -count(*) AS jobs, -count(*) FILTER (WHERE stale) AS stale FROM settled) AS d
             $sql$
         END,
-        nv_embed.seen_sql(e, target, event),
+        nv_embed.seen_sql(e, g, event),
         'id = excluded.id, queued_at = excluded.queued_at, leased_until = NULL, attempts = 0, retry_at = NULL, history = NULL'
     );
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.queue_sql(nv_embed.embedding, name, text) IS 'A statement: queue and settle what an event''s transition tables hold, and say what changed.';
+COMMENT ON FUNCTION nv_embed.queue_sql(nv_embed.embedding, nv_embed.generation, text) IS 'A statement: queue and settle what an event''s transition tables hold, and say what changed.';
 
 -- Jobs of rows that have another key now, or lost their vector: taken away by their old keys first, then queued by the new ones, in two statements
 -- because keys may go from row to row.
-CREATE OR REPLACE FUNCTION nv_embed.requeue_sql(e nv_embed.embedding, target name) RETURNS text[]
-LANGUAGE sql STABLE STRICT
+CREATE OR REPLACE FUNCTION nv_embed.requeue_sql(e nv_embed.embedding, g nv_embed.generation) RETURNS text[]
+LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 RETURN ARRAY[
     format(
@@ -158,7 +163,7 @@ RETURN ARRAY[
             )
             SELECT array_agg(key::text) FILTER (WHERE NOT is_settled) AS awaiting, count(*) AS jobs, count(*) FILTER (WHERE stale) AS stale FROM gone
         $sql$,
-        nv_embed.seen_sql(e, target, 'update')
+        nv_embed.seen_sql(e, g, 'update')
     ),
     format(
         $sql$
@@ -166,38 +171,63 @@ RETURN ARRAY[
             queued AS (
                 INSERT INTO nv_embed.job AS j (generation, key, stale)
                 SELECT $1, key, has_vector FROM seen
-                WHERE (is_moved OR is_cleared) AND ($2 AND awaits OR key::text = ANY ($3))
+                WHERE (is_moved OR is_cleared) AND ($2 = 'async' AND awaits OR key::text = ANY ($3))
                 ON CONFLICT (generation, key) DO NOTHING
                 RETURNING j.stale
             )
             SELECT count(*) AS jobs, count(*) FILTER (WHERE stale) AS stale FROM queued
         $sql$,
-        nv_embed.seen_sql(e, target, 'update')
+        nv_embed.seen_sql(e, g, 'update')
     )
 ];
 
-COMMENT ON FUNCTION nv_embed.requeue_sql(nv_embed.embedding, name)
+COMMENT ON FUNCTION nv_embed.requeue_sql(nv_embed.embedding, nv_embed.generation)
     IS 'Two statements: take away the jobs of moved and cleared rows, returning the keys that still await; and queue those.';
 
 -- Without its transition tables a statement would read whatever the session has under those names, with our rights: anybody can attach our function to a
 -- table of theirs.
+CREATE OR REPLACE FUNCTION nv_embed.check_trigger(relation oid, trigger_name name, event text) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_trigger AS t
+        WHERE t.tgrelid = relation AND t.tgname = trigger_name
+            AND (event NOT IN ('INSERT', 'UPDATE') OR t.tgnewtable = 'new_rows')
+            AND (event NOT IN ('UPDATE', 'DELETE') OR t.tgoldtable = 'old_rows')
+    ) THEN
+        PERFORM nv_embed.refuse_trigger(relation, trigger_name);
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_trigger(oid, name, text) IS 'Raises an error for a trigger that was not made by auto_embed.';
+
+CREATE OR REPLACE FUNCTION nv_embed.refuse_trigger(relation oid, trigger_name name) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RAISE EXCEPTION 'trigger % of % belongs to no declaration', quote_ident(trigger_name), nv_embed.qualified(relation)
+        USING ERRCODE = '42704', HINT = format('DROP TRIGGER %I ON %s', trigger_name, nv_embed.qualified(relation));
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.refuse_trigger(oid, name) IS 'Raises the error for a trigger that was not made by auto_embed.';
+
 CREATE OR REPLACE FUNCTION nv_embed.find_declared(id bigint, relation oid, trigger_name name, event text, OUT e nv_embed.embedding, OUT g nv_embed.generation)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     SELECT s.* INTO e FROM nv_embed.embedding AS s WHERE s.id = find_declared.id AND s.relation = find_declared.relation;
-    IF e.id IS NULL OR NOT EXISTS (
-        SELECT FROM pg_trigger AS t
-        WHERE t.tgrelid = find_declared.relation AND t.tgname = trigger_name
-            AND (event NOT IN ('INSERT', 'UPDATE') OR t.tgnewtable = 'new_rows')
-            AND (event NOT IN ('UPDATE', 'DELETE') OR t.tgoldtable = 'old_rows')
-    ) THEN
-        RAISE EXCEPTION 'trigger % of % belongs to no declaration', quote_ident(trigger_name), nv_embed.qualified(relation)
-            USING ERRCODE = '42704', HINT = format('DROP TRIGGER %I ON %s', trigger_name, nv_embed.qualified(relation));
+    IF e.id IS NULL THEN
+        PERFORM nv_embed.refuse_trigger(relation, trigger_name);
     END IF;
+    PERFORM nv_embed.check_trigger(relation, trigger_name, event);
     SELECT s.* INTO STRICT g FROM nv_embed.generation AS s WHERE s.embedding = find_declared.id AND s.state = 'live';
-    PERFORM nv_embed.check_target(relation, g.target);
+    PERFORM nv_embed.check_target(e, g);
 END
 $$;
 
@@ -227,23 +257,28 @@ SET timezone = 'UTC'
 AS $$
 DECLARE
     declared CONSTANT record := nv_embed.find_declared(TG_ARGV[0]::bigint, TG_RELID, TG_NAME, TG_OP);
-    is_async CONSTANT boolean := nv_embed.effective_mode((declared.e).mode) = 'async';
-    generation CONSTANT bigint := (declared.g).id;
+    e CONSTANT nv_embed.embedding := declared.e;
+    g CONSTANT nv_embed.generation := declared.g;
+    mode CONSTANT text := nv_embed.effective_mode(e.mode);
     queued bigint;
     requeue text[];
     change record;
     gone record;
     again record;
 BEGIN
-    EXECUTE nv_embed.queue_sql(declared.e, (declared.g).target, lower(TG_OP)) INTO change USING generation, is_async;
+    EXECUTE nv_embed.queue_sql(e, g, lower(TG_OP)) INTO change USING g.id, mode;
     queued := change.queued;
-    PERFORM nv_embed.tell(generation, change.rows, change.blank, change.vectors, change.jobs, change.stale);
+    PERFORM nv_embed.tell(g.id, change.rows, change.blank, CASE WHEN g.chunks IS NULL THEN change.vectors ELSE 0 END, change.jobs, change.stale);
     IF change.rare > 0 THEN
-        requeue := nv_embed.requeue_sql(declared.e, (declared.g).target);
-        EXECUTE requeue[1] INTO gone USING generation;
-        EXECUTE requeue[2] INTO again USING generation, is_async, coalesce(gone.awaiting, '{}');
-        PERFORM nv_embed.tell(generation, 0, 0, 0, again.jobs - gone.jobs, again.stale - gone.stale);
+        requeue := nv_embed.requeue_sql(e, g);
+        EXECUTE requeue[1] INTO gone USING g.id, mode;
+        EXECUTE requeue[2] INTO again USING g.id, mode, coalesce(gone.awaiting, '{}');
+        PERFORM nv_embed.tell(g.id, 0, 0, 0, again.jobs - gone.jobs, again.stale - gone.stale);
         queued := queued + again.jobs;
+    END IF;
+    IF g.chunks IS NOT NULL THEN
+        PERFORM nv_embed.check_chunks(e, g);
+        EXECUTE nv_embed.unchunk_sql(e, g, lower(TG_OP)) USING mode;
     END IF;
     IF queued > 0 THEN
         PERFORM nv_embed.wake();
@@ -260,13 +295,18 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     declared CONSTANT record := nv_embed.find_declared(TG_ARGV[0]::bigint, TG_RELID, TG_NAME, TG_OP);
+    g CONSTANT nv_embed.generation := declared.g;
 BEGIN
-    DELETE FROM nv_embed.job AS j WHERE j.generation = (declared.g).id;
-    DELETE FROM nv_embed.backfill AS b WHERE b.generation = (declared.g).id;
+    DELETE FROM nv_embed.job AS j WHERE j.generation = g.id;
+    DELETE FROM nv_embed.backfill AS b WHERE b.generation = g.id;
+    IF g.chunks IS NOT NULL THEN
+        PERFORM nv_embed.check_chunks(declared.e, g);
+        EXECUTE format('TRUNCATE %s', nv_embed.qualified(g.chunks));
+    END IF;
     INSERT INTO nv_embed.tally (generation, rows, blank, vectors, jobs, stale)
     SELECT t.generation, -sum(t.rows), -sum(t.blank), -sum(t.vectors), -sum(t.jobs), -sum(t.stale)
     FROM nv_embed.tally AS t
-    WHERE t.generation = (declared.g).id
+    WHERE t.generation = g.id
     GROUP BY t.generation;
     RETURN NULL;
 END

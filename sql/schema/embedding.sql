@@ -10,11 +10,15 @@ CREATE TABLE nv_embed.embedding (
     source   text NOT NULL,
     mode     text NOT NULL CHECK (mode IN ('sync', 'async', 'off')),
     truncate text NOT NULL CHECK (truncate IN ('NONE', 'START', 'END')),
+    chunk_tokens  int CHECK (chunk_tokens > 0),
+    chunk_overlap int NOT NULL DEFAULT 0 CHECK (chunk_overlap >= 0),
     UNIQUE (relation, target)
 );
 
 COMMENT ON TABLE nv_embed.embedding IS 'Declarations: this table, these source columns, this target column.';
 COMMENT ON COLUMN nv_embed.embedding.source IS 'Template over the table''s columns, {title}: {body}; a doubled brace is a brace.';
+COMMENT ON COLUMN nv_embed.embedding.chunk_tokens IS 'Tokens of a piece at most; NULL where a row is embedded whole.';
+COMMENT ON COLUMN nv_embed.embedding.chunk_overlap IS 'Tokens that a piece repeats of the one before.';
 
 CREATE TABLE nv_embed.generation (
     id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -24,12 +28,14 @@ CREATE TABLE nv_embed.generation (
     dim       int NOT NULL CHECK (dim > 0),
     storage   text NOT NULL CHECK (storage IN ('vector', 'halfvec')),
     target    name NOT NULL,
+    chunks    regclass,
     state     text NOT NULL DEFAULT 'live' CHECK (state IN ('live'))
 );
 
 COMMENT ON TABLE nv_embed.generation IS 'One embedding''s vectors by one model at one dimension and storage type; exactly one is live.';
 COMMENT ON COLUMN nv_embed.generation.revision IS 'A sidecar that serves another revision is refused, so that two models never share a column.';
-COMMENT ON COLUMN nv_embed.generation.target IS 'The column that holds this generation''s vectors.';
+COMMENT ON COLUMN nv_embed.generation.target IS 'The column that holds this generation''s vectors: of the user''s table, or of the chunk table.';
+COMMENT ON COLUMN nv_embed.generation.chunks IS 'The chunk table; NULL where a row is embedded whole.';
 
 CREATE UNIQUE INDEX generation_live ON nv_embed.generation (embedding) WHERE state = 'live';
 CREATE INDEX generation_embedding ON nv_embed.generation (embedding);
@@ -55,5 +61,5 @@ CREATE POLICY written_by_owner ON nv_embed.generation
 -- By columns, so that nobody chooses a declaration's number.
 GRANT UPDATE (mode, truncate) ON nv_embed.embedding TO PUBLIC;
 GRANT SELECT, DELETE ON nv_embed.embedding, nv_embed.generation TO PUBLIC;
-GRANT INSERT (relation, target, source, mode, truncate) ON nv_embed.embedding TO PUBLIC;
-GRANT INSERT (embedding, model, revision, dim, storage, target) ON nv_embed.generation TO PUBLIC;
+GRANT INSERT (relation, target, source, mode, truncate, chunk_tokens, chunk_overlap) ON nv_embed.embedding TO PUBLIC;
+GRANT INSERT (embedding, model, revision, dim, storage, target, chunks) ON nv_embed.generation TO PUBLIC;

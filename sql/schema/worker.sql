@@ -17,6 +17,13 @@ COMMENT ON COLUMN nv_embed.worker.name IS 'Host and process.';
 COMMENT ON COLUMN nv_embed.worker.is_waiting IS 'Whether it has nothing to do and wants to be woken.';
 COMMENT ON COLUMN nv_embed.worker.rates IS 'Rows a second, by generation.';
 
+CREATE FUNCTION nv_embed.is_worker() RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+RETURN EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.rolname = 'nv_embed_worker' AND pg_catalog.pg_has_role(r.oid, 'USAGE'));
+
+COMMENT ON FUNCTION nv_embed.is_worker() IS 'Whether the current role is a member of nv_embed_worker.';
+
 -- Who may see and change the queue: workers all of it, owners of tables what concerns these. A key says something of a row that its reader may not see.
 CREATE FUNCTION nv_embed.visible_generations() RETURNS SETOF bigint
 LANGUAGE sql STABLE
@@ -24,8 +31,7 @@ SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT g.id
     FROM nv_embed.generation AS g JOIN nv_embed.embedding AS e ON e.id = g.embedding
-    WHERE nv_embed.owns(e.relation) IS NOT FALSE
-        OR EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.rolname = 'nv_embed_worker' AND pg_catalog.pg_has_role(r.oid, 'USAGE'));
+    WHERE nv_embed.owns(e.relation) IS NOT FALSE OR nv_embed.is_worker();
 END;
 
 COMMENT ON FUNCTION nv_embed.visible_generations() IS 'The generations of tables that the current role owns; a worker''s are all.';

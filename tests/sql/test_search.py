@@ -83,7 +83,7 @@ def test_an_index_of_the_users_is_used(connect: Callable[..., Connection]) -> No
     db.execute("INSERT INTO docs SELECT n, 'text ' || n FROM generate_series(1, 100) AS n")
     db.execute("CREATE INDEX docs_hnsw ON docs USING hnsw (embedding halfvec_cosine_ops)")
     db.execute("SET enable_seqscan = off")
-    statement = one(db, "SELECT nv_embed.search_sql('docs', 'embedding', 3, NULL, NULL)")
+    statement = one(db, "SELECT nv_embed.search_sql('docs', nv_embed.live_generation('docs', 'embedding'), 3, NULL, NULL)")
     vector = one(db, "SELECT nv_embed_query('yeast', 384)::text")
     plan = db.execute("EXPLAIN " + statement.replace("$1", f"'{vector}'")).fetchall()
     assert any("docs_hnsw" in line for (line,) in plan)
