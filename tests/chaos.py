@@ -1,9 +1,10 @@
 """
 Everything fails, and nothing is lost.
 
-Writers change a table in every way that there is, while workers, the sidecar and PostgreSQL are killed and connections are cut at random. At the end
-every row must have the vector of just its text, rows whose text cannot be embedded must be in nv_embed.failures and no others, nothing may wait any
-more, and the numbers of nv_embed.status must be those of the table.
+Writers change a table in every way that there is, while workers, the sidecar and PostgreSQL are killed and connections are cut at random. The table
+is embedded twice: row by row, and in pieces. At the end every row must have the vector of just its text, and the pieces of just its text with
+theirs; rows whose text cannot be embedded must be in nv_embed.failures and no others, nothing may wait any more, and the numbers of
+nv_embed.status must be those of the table.
 
     tests/chaos.py [--minutes 10] [--seed N]
 """
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from servers import Sidecar, running_cluster, running_sidecar, shared_folder
@@ -38,12 +39,17 @@ LEASE_S = 5
 DIM = 384
 POISON = "word " * 9000
 """More tokens than the model reads."""
+CHUNK_TOKENS, CHUNK_OVERLAP = 100, 10
 
 SCHEMA = f"""
     CREATE EXTENSION nv_embed CASCADE;
     CREATE TABLE docs (id int, part text, title text, body text, views int DEFAULT 0, PRIMARY KEY (id, part)) WITH (fillfactor = 70);
     SELECT nv_embed.configure(%(endpoint)s);
     SELECT nv_embed.auto_embed('docs', '{{title}}: {{body}}', dim => {DIM}, mode => 'async');
+    SELECT nv_embed.auto_embed(
+        'docs', '{{title}}: {{body}}', target => 'passage', dim => {DIM}, mode => 'async',
+        chunk_tokens => {CHUNK_TOKENS}, chunk_overlap => {CHUNK_OVERLAP}
+    );
 """
 
 
@@ -55,6 +61,7 @@ class Report:
     faults: Counter[str] = field(default_factory=Counter)
     rows: int = 0
     vectors: int = 0
+    pieces: int = 0
     failures: int = 0
     wrong: list[str] = field(default_factory=list)
 
@@ -63,9 +70,28 @@ class Report:
             f"{sum(self.changes.values()):,} row changes: " + ", ".join(f"{count:,} {name}" for name, count in sorted(self.changes.items())),
             f"{sum(self.faults.values()):,} faults: " + ", ".join(f"{count:,} {name}" for name, count in sorted(self.faults.items())),
             f"{self.rows:,} rows at the end, {self.vectors:,} with the vector of just their text, {self.failures:,} failed that had to",
+            f"{self.pieces:,} pieces of just their text, with their vectors",
             *(f"WRONG: {line}" for line in self.wrong[:20]),
         ]
         return "\n".join(lines)
+
+
+class Row(NamedTuple):
+    """One of the table, as it is at the end."""
+
+    id: str
+    part: str
+    text: str
+    blank: bool
+    vector: str | None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.id, self.part
+
+    @property
+    def is_poison(self) -> bool:
+        return len(self.text) > len(POISON) // 2
 
 
 class Writer:
@@ -112,7 +138,7 @@ class Writer:
         return sorted(self._random.sample(range(KEYS), self._random.randint(1, most)))
 
     def _text(self) -> str:
-        return f"text {self._random.getrandbits(40):x}"
+        return f"text {self._random.getrandbits(40):x}" + " and so on" * self._random.choice((0, 0, 0, 0, 100))
 
     def _insert(self, db: "psycopg.Connection[Any]") -> tuple[str, int]:
         query = (
@@ -278,31 +304,65 @@ def _connected(dsn: str) -> "psycopg.Connection[Any]":
 
 def _check(db: "psycopg.Connection[Any]", client: Client, report: Report) -> None:
     db.execute("UPDATE docs SET body = %s WHERE id IN (SELECT id FROM docs ORDER BY id LIMIT 5)", [POISON])
-    db.execute("SELECT nv_embed.wait('docs', timeout => '3 min')")
+    for target in ("embedding", "passage"):
+        db.execute("SELECT nv_embed.wait('docs', %s, timeout => '3 min')", [target])
     left = db.execute("SELECT count(*) FROM nv_embed.job WHERE retry_at IS DISTINCT FROM 'infinity'").fetchone()
     if left != (0,):
         report.wrong.append(f"{left} jobs are left")
-    rows = db.execute("SELECT id::text, part, concat(title, ': ', body), concat(title, body) !~ '[^[:space:]]', embedding::text FROM docs").fetchall()
+    rows = [
+        Row(*row)
+        for row in db.execute(
+            "SELECT id::text, part, concat(title, ': ', body), concat(title, body) !~ '[^[:space:]]', embedding::text FROM docs ORDER BY id, part"
+        )
+    ]
     report.rows = len(rows)
-    poison = {(id, part) for id, part, text, _, _ in rows if len(text) > 8192}
-    whole = [(id, part, text, vector) for id, part, text, blank, vector in rows if not blank and (id, part) not in poison]
-    for (id, part, text, stored), expected in zip(whole, client.embed([text for _, _, text, _ in whole], dim=DIM), strict=True):
-        if stored is None:
-            report.wrong.append(f"{id}, {part} has no vector: {text}")
-        elif cosine(parsed(stored), expected) < 0.9999:
-            report.wrong.append(f"{id}, {part} has another text's vector: {text}")
+    _check_rows(db, client, rows, report)
+    _check_pieces(db, client, [row for row in rows if not row.blank], report)
+    blank, poison = sum(row.blank for row in rows), sum(row.is_poison for row in rows)
+    _check_numbers(db, "embedding", (len(rows), len(rows) - blank - poison, 0, poison, blank), report)
+    _check_numbers(db, "passage", (len(rows), len(rows) - blank, 0, 0, blank), report)
+
+
+def _check_rows(db: "psycopg.Connection[Any]", client: Client, rows: Sequence[Row], report: Report) -> None:
+    whole = [row for row in rows if not row.blank and not row.is_poison]
+    for row, expected in zip(whole, client.embed([row.text for row in whole], dim=DIM), strict=True):
+        if row.vector is None:
+            report.wrong.append(f"{row.key} has no vector: {row.text}")
+        elif cosine(parsed(row.vector), expected) < 0.9999:
+            report.wrong.append(f"{row.key} has another text's vector: {row.text}")
         else:
             report.vectors += 1
-    report.wrong += [
-        f"{id}, {part} has a vector, and should not" for id, part, _, blank, vector in rows if vector is not None and (blank or (id, part) in poison)
-    ]
+    report.wrong += [f"{row.key} has a vector, and should not" for row in rows if row.vector is not None and (row.blank or row.is_poison)]
     failed = {tuple(key) for (key,) in db.execute("SELECT key FROM nv_embed.failures")}
+    poison = {row.key for row in rows if row.is_poison}
     report.failures = len(failed & poison)
     report.wrong += [f"{key} failed, and should not" for key in failed - poison] + [f"{key} did not fail" for key in poison - failed]
-    blank = sum(row[3] for row in rows)
-    told = db.execute("SELECT rows, embedded, pending, failed, blank FROM nv_embed.status").fetchone()
-    if told != (len(rows), len(rows) - blank - len(poison), 0, len(poison), blank):
-        report.wrong.append(f"status says {told} of {len(rows)} rows, {blank} of them blank and {len(poison)} poison")
+
+
+def _check_pieces(db: "psycopg.Connection[Any]", client: Client, rows: Sequence[Row], report: Report) -> None:
+    expected = {
+        (*row.key, seq, piece.start_char, piece.end_char): row.text[piece.start_char : piece.end_char]
+        for row in rows
+        for seq, piece in enumerate(client.chunk(row.text, CHUNK_TOKENS, overlap=CHUNK_OVERLAP))
+    }
+    stored = {
+        (id, part, *place): vector
+        for id, part, *place, vector in db.execute("SELECT id::text, part, seq, start_char, end_char, passage::text FROM docs_passage_chunk")
+    }
+    report.wrong += [f"{key} is no piece of any row" for key in stored.keys() - expected.keys()]
+    report.wrong += [f"{key} is missing" for key in expected.keys() - stored.keys()]
+    present = sorted(stored.keys() & expected.keys())
+    for key, vector in zip(present, client.embed([expected[key] for key in present], dim=DIM), strict=True):
+        if cosine(parsed(stored[key]), vector) < 0.9999:
+            report.wrong.append(f"{key} has another text's vector")
+        else:
+            report.pieces += 1
+
+
+def _check_numbers(db: "psycopg.Connection[Any]", target: str, expected: tuple[int, ...], report: Report) -> None:
+    told = db.execute("SELECT rows, embedded, pending, failed, blank FROM nv_embed.status WHERE target = %s", [target]).fetchone()
+    if told != expected:
+        report.wrong.append(f"status of {target} says {told} of {expected}: rows, embedded, pending, failed, blank")
 
 
 @contextmanager

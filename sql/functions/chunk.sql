@@ -71,7 +71,7 @@ AS $$
 BEGIN
     RETURN QUERY
     SELECT k.place, k.column_name, k.type,
-        format('%I %s%s NOT NULL', k.column_name, k.type, (SELECT format(' COLLATE %I.%I', n.nspname, l.collname)))
+        format('%I %s%s NOT NULL', k.column_name, k.type, ' COLLATE ' || quote_ident(n.nspname) || '.' || quote_ident(l.collname))
     FROM nv_embed.key_columns(relation) AS k
     JOIN pg_attribute AS a ON a.attrelid = relation AND a.attname = k.column_name
     LEFT JOIN pg_collation AS l ON l.oid = a.attcollation

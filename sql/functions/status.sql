@@ -11,7 +11,7 @@ SELECT e.relation, e.target, g.model, g.revision, g.dim, g.storage, e.mode,
     w.rate,
     CASE WHEN t.jobs > f.failed THEN make_interval(secs => (t.jobs - f.failed) / nullif(w.rate, 0)) END AS eta,
     CASE WHEN b.counted IS NOT FALSE THEN t.blank END AS blank,
-    b.generation IS NOT NULL AS backfilling
+    b.generation IS NOT NULL AS backfilling, g.chunks
 FROM nv_embed.embedding AS e
 JOIN nv_embed.generation AS g ON g.embedding = e.id AND g.state = 'live'
 LEFT JOIN nv_embed.backfill AS b ON b.generation = g.id
@@ -37,6 +37,7 @@ COMMENT ON COLUMN nv_embed.status.embedded IS 'Rows that have the vector of thei
 COMMENT ON COLUMN nv_embed.status.pending IS 'Rows that wait for a worker; while backfilling is true, more may be found.';
 COMMENT ON COLUMN nv_embed.status.failed IS 'Rows given up: nv_embed.failures says why, nv_embed.retry() tries again.';
 COMMENT ON COLUMN nv_embed.status.coverage IS 'Embedded rows, as a fraction of those with content.';
+COMMENT ON COLUMN nv_embed.status.chunks IS 'The chunk table, where texts are cut into pieces.';
 COMMENT ON COLUMN nv_embed.status.rate IS 'Rows a second that the workers embed now.';
 
 CREATE OR REPLACE VIEW nv_embed.failures WITH (security_invoker) AS

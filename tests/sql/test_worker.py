@@ -5,7 +5,6 @@ Workers: the real sidecar, the real database, and what goes wrong between them.
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +12,9 @@ from typing import Any
 import grpc
 import numpy
 import pytest
+from chunks import OVERLAP, TOKENS, in_step
 from conftest import Connection
-from counting import Counter
-from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import HealthServicer
-from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from counting import Counter, counted
 from program import eventually
 from servers import Sidecar
 from vectors import cosine, one, parsed
@@ -25,8 +22,6 @@ from vectors import cosine, one, parsed
 from nv_embed.client import Client
 from nv_embed.cluster import Cluster
 from nv_embed.lanes import Lane
-from nv_embed.proto import nv_embed_pb2 as pb
-from nv_embed.proto.nv_embed_pb2_grpc import EmbedderServicer, EmbedderStub, add_EmbedderServicer_to_server
 from nv_embed.worker import Settings, Worker
 
 DOCS = "CREATE TABLE docs (id int PRIMARY KEY, title text, body text)"
@@ -177,48 +172,6 @@ def test_a_text_of_too_many_bytes_fails_without_being_sent(docs: Connection, sit
     assert [text for page in counter.pages for text in page] == ["c: d"]
 
 
-@dataclass
-class Moody(EmbedderServicer):
-    """A real server before a sidecar, which refuses what it is told to.
-
-    Attributes:
-        refuse: called with each request's texts; returns a status and trailing metadata, or None to pass the call on.
-    """
-
-    stub: EmbedderStub
-    refuse: Callable[[Sequence[str]], tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]] | None]
-    address: str = ""
-    refused: int = 0
-
-    def Embed(self, request: pb.EmbedRequest, context: grpc.ServicerContext) -> pb.EmbedResponse:
-        refusal = self.refuse(request.texts)
-        if refusal is not None:
-            self.refused += 1
-            context.set_trailing_metadata(refusal[2])
-            context.abort(refusal[0], refusal[1])
-        return self.stub.Embed(request)
-
-    def ListModels(self, request: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:
-        return self.stub.ListModels(request)
-
-
-@contextmanager
-def moody(sidecar: Sidecar, refuse: Callable[[Sequence[str]], Any]) -> Iterator[Moody]:
-    with grpc.insecure_channel(sidecar.address) as channel:
-        server = grpc.server(ThreadPoolExecutor(8))
-        servicer = Moody(EmbedderStub(channel), refuse)
-        add_EmbedderServicer_to_server(servicer, server)
-        health = HealthServicer()
-        health.set("", health_pb2.HealthCheckResponse.SERVING)
-        add_HealthServicer_to_server(health, server)
-        servicer.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-        server.start()
-        try:
-            yield servicer
-        finally:
-            server.stop(0).wait()
-
-
 def test_a_sidecar_that_refuses_for_a_while_costs_no_attempt(docs: Connection, site: Site, sidecar: Sidecar, client: Client) -> None:
     docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 300) AS n")
     until = time.monotonic() + 3
@@ -228,7 +181,7 @@ def test_a_sidecar_that_refuses_for_a_while_costs_no_attempt(docs: Connection, s
             return grpc.StatusCode.RESOURCE_EXHAUSTED, "too much waits", (("nv-embed-retry-after-s", "0.2"),)
         return None
 
-    with moody(sidecar, overloaded) as server, site.worker(server.address):
+    with counted(sidecar.address, overloaded) as server, site.worker(server.address):
         assert one(docs, "SELECT nv_embed.wait('docs', timeout => '30 s')")
         assert server.refused > 3
     assert fresh(docs, client) == 300
@@ -241,7 +194,7 @@ def test_a_text_on_which_the_engine_fails_is_found_and_tried_again(docs: Connect
     def failing(texts: Sequence[str]) -> Any:
         return (grpc.StatusCode.INTERNAL, "the engine failed on a batch", ()) if "t: curse" in texts else None
 
-    with moody(sidecar, failing) as server:
+    with counted(sidecar.address, failing) as server:
         site.drain(server.address)
         assert status(docs) == (100, 99, 1, 0)
         assert docs.execute("SELECT key, attempts, retry_at > now(), retry_at < 'infinity' FROM nv_embed.job").fetchall() == [(["50"], 1, True, True)]
@@ -270,7 +223,7 @@ def test_a_row_that_changes_while_it_is_embedded_gets_the_vector_of_its_new_text
                 other.execute("DELETE FROM docs WHERE id = %s", [10 + len(changed)])
                 other.execute("UPDATE docs SET id = id + 1000 WHERE id = %s", [15 + len(changed)])
 
-    with moody(sidecar, meanwhile) as server, site.worker(server.address):
+    with counted(sidecar.address, meanwhile) as server, site.worker(server.address):
         assert one(docs, "SELECT nv_embed.wait('docs', timeout => '30 s')")
     assert fresh(docs, client) == 17
     assert status(docs) == (17, 17, 0, 0)
@@ -399,3 +352,105 @@ def test_a_lane_that_dies_ends_the_worker_with_an_error(docs: Connection, site: 
     monkeypatch.setattr(Lane, "step", dies)
     with pytest.raises(RuntimeError, match="a lane has died"):
         Worker(Settings(site.dsn, (site.endpoint,))).run()
+
+
+# Texts in pieces.
+
+PIECES = (
+    f"SELECT nv_embed.auto_embed('docs', '{{title}}: {{body}}', dim => 384, mode => 'async', chunk_tokens => {TOKENS}, chunk_overlap => {OVERLAP})"
+)
+
+
+@pytest.fixture
+def book(site: Site) -> Connection:
+    db = site.connect()
+    db.execute(DOCS)
+    db.execute(PIECES)
+    return db
+
+
+def pieces_of(words: int) -> str:
+    return f"(SELECT string_agg('w' || n || 'x' || m, ' ') FROM generate_series(1, {words}) AS m)"
+
+
+def test_a_worker_cuts_long_texts_and_embeds_the_pieces(book: Connection, site: Site, client: Client) -> None:
+    book.execute(f"INSERT INTO docs SELECT n, 't', {pieces_of(100)} FROM generate_series(1, 300) AS n")
+    with site.worker():
+        assert one(book, "SELECT nv_embed.wait('docs', timeout => '60 s')")
+        assert in_step(book, client) > 1500
+        book.execute("UPDATE docs SET body = 'new ' || body WHERE id % 3 = 0; DELETE FROM docs WHERE id % 7 = 0")
+        book.execute("UPDATE docs SET title = NULL, body = NULL WHERE id = 1; UPDATE docs SET id = 1000 + id WHERE id = 2")
+        assert one(book, "SELECT nv_embed.wait('docs', timeout => '60 s')")
+    in_step(book, client)
+    assert status(book) == (258, 257, 0, 0)
+
+
+def test_a_text_that_cannot_be_cut_fails_alone_and_keeps_no_piece(book: Connection, site: Site, client: Client) -> None:
+    book.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 20) AS n")
+    site.drain()
+    book.execute("UPDATE docs SET body = repeat('x', 5000000) WHERE id = 7; UPDATE docs SET body = 'other' WHERE id = 8")
+    assert site.drain().counts.failed == 1
+    assert one(book, "SELECT count(*) FROM docs_embedding_chunk WHERE id = 7") == 0
+    assert book.execute("SELECT key, error FROM nv_embed.failures").fetchall() == [(["7"], "InvalidInput")]
+    assert status(book) == (20, 19, 0, 1)
+    book.execute("UPDATE docs SET body = 'mended' WHERE id = 7")
+    site.drain()
+    in_step(book, client)
+    assert status(book) == (20, 20, 0, 0)
+
+
+def test_a_piece_on_which_the_engine_fails_concerns_its_row_only(book: Connection, site: Site, sidecar: Sidecar, client: Client) -> None:
+    book.execute(f"INSERT INTO docs SELECT n, 't', {pieces_of(60)} FROM generate_series(1, 30) AS n")
+
+    def failing(texts: Sequence[str]) -> Any:
+        return (grpc.StatusCode.INTERNAL, "the engine failed on a batch", ()) if any("w11x40" in text for text in texts) else None
+
+    with counted(sidecar.address, failing) as server:
+        site.drain(server.address)
+        assert status(book) == (30, 29, 1, 0)
+        assert book.execute("SELECT key, attempts FROM nv_embed.job").fetchall() == [(["11"], 1)]
+    book.execute("UPDATE nv_embed.job SET retry_at = now()")
+    site.drain()
+    in_step(book, client)
+
+
+def test_a_row_in_pieces_that_changes_while_it_is_embedded_gets_those_of_its_new_text(
+    book: Connection, site: Site, sidecar: Sidecar, client: Client
+) -> None:
+    book.execute(f"INSERT INTO docs SELECT n, 't', {pieces_of(60)} FROM generate_series(1, 20) AS n")
+    changed: list[int] = []
+
+    def meanwhile(_: Sequence[str]) -> None:
+        if len(changed) < 3:
+            changed.append(len(changed))
+            with site.connect() as other:
+                other.execute("UPDATE docs SET body = 'changed ' || body WHERE id <= 5")
+                other.execute("DELETE FROM docs WHERE id = %s", [10 + len(changed)])
+                other.execute("UPDATE docs SET id = id + 1000 WHERE id = %s", [15 + len(changed)])
+
+    with counted(sidecar.address, meanwhile) as server, site.worker(server.address):
+        assert one(book, "SELECT nv_embed.wait('docs', timeout => '30 s')")
+    in_step(book, client)
+    assert status(book) == (17, 17, 0, 0)
+
+
+def test_whole_rows_and_pieces_that_share_a_model_are_sent_together(site: Site, counter: Counter) -> None:
+    db = site.connect()
+    db.execute(DOCS)
+    db.execute(DECLARE)
+    db.execute(PIECES.replace("dim", "target => 'passage', dim"))
+    db.execute("INSERT INTO docs VALUES (1, 'a', 'b'), (2, 'c', 'd')")
+    site.drain(counter.address, lanes=1)
+    assert [sorted(page) for page in counter.pages] == [["a: b", "a: b", "c: d", "c: d"]]
+
+
+def test_a_worker_role_embeds_pieces_with_what_is_granted_on_the_table_alone(site: Site, book: Connection, cluster: Cluster, client: Client) -> None:
+    book.execute(f"INSERT INTO docs SELECT n, 't', {pieces_of(60)} FROM generate_series(1, 5) AS n")
+    book.execute(
+        "DROP ROLE IF EXISTS embedder; CREATE ROLE embedder LOGIN PASSWORD 'embedder' IN ROLE nv_embed_worker; GRANT SELECT ON docs TO embedder"
+    )
+    limited = Site(site.connect, cluster.dsn(one(book, "SELECT current_database()"), user="embedder", password="embedder"), site.endpoint)
+    limited.drain()
+    in_step(book, client)
+    assert status(book) == (5, 5, 0, 0)
+    book.execute("DROP OWNED BY embedder; DROP ROLE embedder")
