@@ -108,20 +108,31 @@ class Lane:
         connect: opens a connection in autocommit mode.
         pause: waits for so many seconds, or less when the worker is to end.
         counts: what is done is added here.
+        patience_s: how long to try while the sidecar or the database is away; None is for ever.
     """
 
-    def __init__(self, connect: Callable[[], Queue], client: Client, lease_s: float, pause: Callable[[float], None], counts: Counts) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Queue],
+        client: Client,
+        lease_s: float,
+        pause: Callable[[float], None],
+        counts: Counts,
+        patience_s: float | None = None,
+    ) -> None:
         self._connect = connect
         self._client = client
         self._lease_s = lease_s
         self._pause = pause
         self._counts = counts
+        self._patience_s = patience_s
         self._queue: Queue | None = None
         self._served: tuple[float, set[tuple[str, str]]] = (0.0, set())
         self._excluded: dict[int, float] = {}
         self._most = FIRST_JOBS
         self._turn = 0
         self._troubles = 0
+        self._well = time.monotonic()
         # Jobs of a connection that broke, which are given back over the next one.
         self._left: list[Job] = []
         self.held: list[Job] = []
@@ -132,10 +143,14 @@ class Lane:
             self._queue = None
 
     def step(self) -> bool:
-        """Do one batch. Returns whether there was any."""
+        """Do one batch. Returns whether there was any.
+
+        Raises:
+            EmbedError, psycopg.Error: what was away for longer than `patience_s`.
+        """
         try:
             found = self._step()
-            self._troubles = 0
+            self._troubles, self._well = 0, time.monotonic()
             return found
         except EmbedError as error:
             self._wait_for_sidecar(error)
@@ -147,7 +162,7 @@ class Lane:
             log.warning("the database: %s", first_line(error))
             self._left += self.held
             self.close()
-            self._wait(None)
+            self._wait(error, None)
         finally:
             self.held = []
         return True
@@ -357,7 +372,7 @@ class Lane:
         log.log(logging.ERROR if isinstance(error, Unauthenticated) else logging.WARNING, "%s", error)
         self._served = (0.0, set())
         self._give_back()
-        self._wait(error.retry_after_s)
+        self._wait(error, error.retry_after_s)
 
     def _give_back(self) -> None:
         try:
@@ -367,8 +382,10 @@ class Lane:
             log.warning("the database: %s", first_line(error))
             self.close()
 
-    def _wait(self, seconds: float | None) -> None:
+    def _wait(self, error: Exception, seconds: float | None) -> None:
         """For as long as a sidecar said, else longer each time."""
+        if self._patience_s is not None and time.monotonic() - self._well > self._patience_s:
+            raise error
         self._troubles += 1
         longest = min(SHORTEST_PAUSE_S * 2**self._troubles, LONGEST_PAUSE_S)
         self._pause(seconds if seconds is not None else longest * random.uniform(0.5, 1))  # noqa: S311 - spreads the load

@@ -18,7 +18,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from nv_embed.client import Client
-from nv_embed.errors import InvalidInput
+from nv_embed.errors import EmbedError, InvalidInput
 from nv_embed.jobs import Queue
 from nv_embed.lanes import Counts, Lane, first_line
 
@@ -46,7 +46,7 @@ class Settings:
         lease_s: after so long without a sign of life another worker takes the jobs.
         poll_s: how often to look for jobs of which nothing tells.
         timeout_s: for one page of texts.
-        once: end when there is nothing to do.
+        once: end when there is nothing to do, or when the sidecar or the database is away for longer than `timeout_s`.
     """
 
     database_url: str
@@ -74,7 +74,10 @@ class Worker:
         self._stopping = False
         self._died: BaseException | None = None
         clients = [Client(endpoint, timeout_s=settings.timeout_s) for endpoint in settings.endpoints]
-        self._lanes = [Lane(self._connect, client, settings.lease_s, self._pause, self.counts) for client in clients for _ in range(settings.lanes)]
+        patience_s = settings.timeout_s if settings.once else None
+        self._lanes = [
+            Lane(self._connect, client, settings.lease_s, self._pause, self.counts, patience_s) for client in clients for _ in range(settings.lanes)
+        ]
         self._threads = [
             threading.Thread(target=self._run_lane, args=[lane], name=f"lane-{place}", daemon=True) for place, lane in enumerate(self._lanes)
         ]
@@ -83,6 +86,7 @@ class Worker:
         """Work until told to stop, or until nothing is left to do where `once` says so.
 
         Raises:
+            EmbedError, psycopg.Error: the sidecar or the database was away for too long.
             RuntimeError: a lane died of a fault of ours; the others have ended what they had under way.
         """
         for thread in self._threads:
@@ -93,6 +97,8 @@ class Worker:
             if self._settings.once and self.is_idle():
                 self.stop()
         watch.close()
+        if isinstance(self._died, EmbedError | psycopg.Error):
+            raise self._died
         if self._died is not None:
             raise RuntimeError("a lane has died") from self._died
 
@@ -104,11 +110,6 @@ class Worker:
 
     def is_stopping(self) -> bool:
         return self._stopping
-
-    def wait_stopped(self, seconds: float) -> bool:
-        """Wait until it was told to stop, or has nothing more to do. Returns whether that is so."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._stopping, seconds)
 
     def call(self) -> None:
         """Have the lanes look for jobs."""
@@ -133,6 +134,9 @@ class Worker:
                     self._await_call(lane, calls)
                 elif self._idle:
                     self.call()  # where there was something, there may be more
+        except (EmbedError, psycopg.Error) as error:
+            self._died = error
+            self.stop()
         except BaseException as error:  # whatever ends this thread must be seen: a supervisor then starts another worker
             log.critical("a lane has died", exc_info=True)
             self._died = error

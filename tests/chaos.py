@@ -124,6 +124,8 @@ class Writer:
             (30, 40, 10, 4, 1, 14, 5, 20, 2, 0.2 if self._truncates else 0),
         )[0]
         with db.transaction():
+            if self._random.random() < 0.03:
+                db.execute("SET LOCAL nv_embed.mode = 'sync'")
             name, count = do(db)
             if self._random.random() < 0.3:
                 _, more = self._update(db)

@@ -50,7 +50,9 @@ def worker(
     lease: Annotated[float, typer.Option(min=1, max=3600, help="Seconds after which the jobs of a worker that died are another's.")] = 60.0,
     poll: Annotated[float, typer.Option(min=0.05, max=60, help="Seconds between two looks when nothing tells of jobs.")] = 2.0,
     timeout: Annotated[float, typer.Option(min=1, max=3600, help="Seconds to wait for the vectors of one page of texts.")] = 60.0,
-    once: Annotated[bool, typer.Option("--once", help="End when nothing is due any more.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="End when nothing is due any more, or what is needed is away for longer than --timeout.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line.")] = False,
 ) -> None:
     """Embed what awaits its vector in tables that are auto-embedded."""
@@ -61,11 +63,14 @@ def worker(
     running = Worker(Settings(database_url, endpoints, lanes, lease, poll, timeout, once))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: _stop(running, number))
-    reporter = threading.Thread(target=_report, args=[running, as_json], daemon=True)
+    ended = threading.Event()
+    reporter = threading.Thread(target=_report, args=[running, ended, as_json], daemon=True)
     reporter.start()
-    running.run()
-    running.stop()
-    reporter.join()
+    try:
+        running.run()
+    finally:
+        ended.set()
+        reporter.join()
 
 
 def _stop(running: "Worker", number: int) -> None:
@@ -74,13 +79,13 @@ def _stop(running: "Worker", number: int) -> None:
     running.stop()
 
 
-def _report(running: "Worker", as_json: bool) -> None:
+def _report(running: "Worker", ended: threading.Event, as_json: bool) -> None:
     from nv_embed.cli.screen import console, plain
 
     begun = last = time.monotonic()
     before = (0, 0)
     with console.status("waiting for jobs") if console.is_terminal and not as_json else _Nothing() as shown:
-        while not running.wait_stopped(0.2):
+        while not ended.wait(0.2):
             done = _done(running, begun)
             now = time.monotonic()
             if isinstance(shown, _Nothing):

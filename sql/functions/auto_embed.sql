@@ -50,18 +50,65 @@ BEGIN
         RAISE EXCEPTION 'source is null' USING ERRCODE = '22004', HINT = 'write columns as {name}, for example {title}: {body}';
     END IF;
     FOR column_name IN SELECT p.column_name FROM nv_embed.parse_template(source) AS p WHERE p.column_name IS NOT NULL LOOP
-        IF column_name = target THEN
-            RAISE EXCEPTION 'the target column % is also a source', quote_ident(target) USING ERRCODE = '22023', HINT = 'embed another column';
-        END IF;
         IF NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attname = column_name AND a.attnum > 0 AND NOT a.attisdropped) THEN
             RAISE EXCEPTION 'table % has no column %', nv_embed.qualified(relation), quote_ident(column_name)
                 USING ERRCODE = '42703', HINT = format('the source template is %L; names in it are written as in the catalog, unquoted', source);
         END IF;
     END LOOP;
+    PERFORM nv_embed.check_loop(relation, source, target);
 END
 $$;
 
 COMMENT ON FUNCTION nv_embed.check_source(regclass, text, name) IS 'Raises an error for a source template that this table cannot fill.';
+
+CREATE OR REPLACE FUNCTION nv_embed.source_columns(relation regclass, source text) RETURNS TABLE (column_name name, source_name name)
+LANGUAGE plpgsql STABLE STRICT ROWS 5
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- A generated column's expression depends on the columns that it reads.
+    RETURN QUERY
+    SELECT p.column_name, p.column_name FROM nv_embed.parse_template(source) AS p WHERE p.column_name IS NOT NULL
+    UNION
+    SELECT r.attname, p.column_name
+    FROM nv_embed.parse_template(source) AS p
+    JOIN pg_attribute AS a ON a.attrelid = relation AND a.attname = p.column_name AND a.attgenerated <> ''
+    JOIN pg_attrdef AS x ON x.adrelid = relation AND x.adnum = a.attnum
+    JOIN pg_depend AS d ON d.classid = 'pg_attrdef'::regclass AND d.objid = x.oid AND d.refclassid = 'pg_class'::regclass AND d.refobjid = relation
+    JOIN pg_attribute AS r ON r.attrelid = relation AND r.attnum = d.refobjsubid AND r.attnum <> a.attnum;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.source_columns(regclass, text)
+    IS 'The columns that a template reads, be it through a generated column, each with the one that the template names.';
+
+-- What is embedded must not depend on a vector: writing the vector would be a new text.
+CREATE OR REPLACE FUNCTION nv_embed.check_loop(relation regclass, source text, target name) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    looped record;
+BEGIN
+    SELECT s.column_name, s.source_name INTO looped
+    FROM nv_embed.source_columns(relation, source) AS s
+    WHERE s.column_name = target
+        OR s.column_name IN (SELECT e.target FROM nv_embed.embedding AS e WHERE e.relation = check_loop.relation AND e.chunk_tokens IS NULL);
+    IF FOUND THEN
+        RAISE EXCEPTION 'the source column % %', quote_ident(looped.source_name),
+            CASE looped.source_name WHEN looped.column_name THEN 'holds vectors' ELSE 'is generated from vectors, those of ' || quote_ident(looped.column_name) END
+            USING ERRCODE = '22023', HINT = 'embed columns that no vector goes into, and name another target';
+    END IF;
+    SELECT e.target, s.source_name INTO looped
+    FROM nv_embed.embedding AS e CROSS JOIN LATERAL nv_embed.source_columns(e.relation, e.source) AS s
+    WHERE e.relation = check_loop.relation AND s.column_name = check_loop.target;
+    IF FOUND THEN
+        RAISE EXCEPTION 'column % is what % is embedded from', quote_ident(target), quote_ident(looped.target) USING ERRCODE = '22023', HINT = 'name another target';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_loop(regclass, text, name) IS 'Raises an error where a vector would be part of what is embedded.';
 
 CREATE OR REPLACE FUNCTION nv_embed.add_target(relation regclass, target name, storage text, dim int) RETURNS void
 LANGUAGE plpgsql
@@ -314,7 +361,7 @@ END
 $$;
 
 COMMENT ON FUNCTION nv_embed.refresh(regclass, name)
-    IS 'Embeds every row that lacks a vector and has content, or queues them where the mode is async; returns how many.';
+    IS 'Queues every row that lacks a vector and has content, or embeds them at once where the mode is sync; returns how many.';
 
 CREATE OR REPLACE FUNCTION nv_embed.fill_or_queue(relation regclass, target name) RETURNS bigint
 LANGUAGE plpgsql
@@ -325,9 +372,10 @@ AS $$
 DECLARE
     e CONSTANT nv_embed.embedding := nv_embed.find_embedding(relation, target);
     g CONSTANT nv_embed.generation := nv_embed.live_generation(relation, target);
+    mode CONSTANT pg_catalog.text := CASE WHEN nv_embed.effective_mode(e.mode) OPERATOR(pg_catalog.=) 'off' THEN e.mode ELSE nv_embed.effective_mode(e.mode) END;
     pages pg_catalog.refcursor;
 BEGIN
-    IF nv_embed.effective_mode(e.mode) OPERATOR(pg_catalog.=) 'async' THEN
+    IF mode OPERATOR(pg_catalog.<>) 'sync' THEN
         RETURN nv_embed.queue_rows(g.id);
     ELSIF g.chunks IS NOT NULL THEN
         PERFORM nv_embed.queue_rows(g.id);
@@ -338,7 +386,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.fill_or_queue(regclass, name) IS 'Does for the rows that lack a vector what the mode says.';
+COMMENT ON FUNCTION nv_embed.fill_or_queue(regclass, name) IS 'Does for the rows that lack a vector what the mode says; mode off stands for what is declared.';
 
 CREATE OR REPLACE FUNCTION nv_embed.find_embedding(relation regclass, target name) RETURNS nv_embed.embedding
 LANGUAGE plpgsql STABLE

@@ -73,6 +73,17 @@ def test_what_a_worker_cannot_begin_with_is_one_line(docs: Connection, url: str,
         assert ended.returncode == 1
 
 
+def test_once_gives_up_on_a_sidecar_that_is_away(docs: Connection, url: str) -> None:
+    ended = worker("--database-url", url, "--endpoint", "127.0.0.1:1", "--once", "--timeout", "1")
+    out, err = ended.communicate(timeout=60)
+    assert ended.returncode == 1
+    assert err.splitlines()[-1].startswith("nv-embed: ")
+    assert "127.0.0.1:1" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert out.startswith("0 rows embedded")
+    assert one(docs, "SELECT count(*) FROM nv_embed.job WHERE leased_until > clock_timestamp()") == 0
+
+
 def test_nothing_is_lost_stale_or_mixed_up_whatever_is_killed() -> None:
     report = chaos.run(CHAOS_MINUTES, seed=20261126)
     assert sum(report.changes.values()) > 1000

@@ -308,7 +308,25 @@ def test_dropping_the_declaration_keeps_the_vectors_unless_told_otherwise(docs: 
         ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', '{body'", "22023", "single brace"),
         ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', NULL", "22004", "source is null"),
         ("CREATE TABLE t (id int PRIMARY KEY, body text)", "NULL, '{body}'", "22004", "relation is null"),
-        ("CREATE TABLE t (id int PRIMARY KEY, embedding text)", "'t', '{embedding}'", "22023", "also a source"),
+        ("CREATE TABLE t (id int PRIMARY KEY, embedding text)", "'t', '{embedding}'", "22023", "the source column embedding holds vectors"),
+        (
+            "CREATE TABLE t (id int PRIMARY KEY, embedding halfvec(384), size text GENERATED ALWAYS AS (vector_dims(embedding)::text) STORED)",
+            "'t', '{size}', dim => 384",
+            "22023",
+            "the source column size is generated from vectors, those of embedding",
+        ),
+        (
+            "CREATE TABLE t (id int PRIMARY KEY, body text); SELECT nv_embed.auto_embed('t', '{body}', dim => 384)",
+            "'t', '{body} {embedding}', target => 'other', dim => 384",
+            "22023",
+            "the source column embedding holds vectors",
+        ),
+        (
+            "CREATE TABLE t (id int PRIMARY KEY, body text, later halfvec(384)); SELECT nv_embed.auto_embed('t', '{body} {later}', dim => 384)",
+            "'t', '{body}', target => 'later', dim => 384",
+            "22023",
+            "column later is what embedding is embedded from",
+        ),
         ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', '{body}', dim => 100", "22023", "100"),
         ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', '{body}', model => 'gpt-9'", "42704", "gpt-9"),
         ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', '{body}', mode => 'later'", "22023", "mode 'later' is unknown"),
@@ -322,11 +340,12 @@ def test_dropping_the_declaration_keeps_the_vectors_unless_told_otherwise(docs: 
 )
 def test_a_declaration_that_cannot_work_is_refused_with_a_reason(db: Connection, setup: str, call: str, sqlstate: str, says: str) -> None:
     db.execute(setup)
+    declared = one(db, "SELECT count(*) FROM nv_embed.embedding")
     with pytest.raises(psycopg.Error) as raised, db.transaction():
         db.execute(f"SELECT nv_embed.auto_embed({call})")
     assert raised.value.sqlstate == sqlstate
     assert says in (raised.value.diag.message_primary or "")
-    assert one(db, "SELECT count(*) FROM nv_embed.embedding") == 0
+    assert one(db, "SELECT count(*) FROM nv_embed.embedding") == declared
 
 
 def test_a_second_declaration_of_the_same_target_is_refused(docs: Connection) -> None:

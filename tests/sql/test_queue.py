@@ -236,6 +236,24 @@ def test_refresh_queues_what_lacks_a_vector_once(docs: Connection) -> None:
     assert numbers(docs)["pending"] == 30
 
 
+def test_refresh_in_mode_off_does_what_is_declared(docs: Connection) -> None:
+    docs.execute("SET LOCAL nv_embed.mode = 'off'; INSERT INTO docs VALUES (1, 'a', 'b')")
+    assert one(docs, "SELECT nv_embed.refresh('docs')") == 1
+    assert queued(docs) == ["1"]
+
+
+def test_what_triggers_do_not_see_is_found_by_refresh(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'), (2, 'c', 'd')")
+    settle(docs)
+    docs.execute("SET LOCAL session_replication_role = replica")
+    docs.execute("INSERT INTO docs VALUES (3, 'e', 'f'); DELETE FROM docs WHERE id = 1; UPDATE docs SET embedding = NULL WHERE id = 2")
+    docs.execute("SET LOCAL session_replication_role = origin")
+    assert queued(docs) == []
+    assert one(docs, "SELECT nv_embed.refresh('docs')") == 2
+    assert queued(docs) == ["2", "3"]
+    assert numbers(docs) == {"rows": 2, "embedded": 0, "pending": 2, "failed": 0, "blank": 0, "coverage": 0.0}
+
+
 def test_the_mode_can_be_changed_at_any_time(docs: Connection) -> None:
     docs.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
     docs.execute("SELECT nv_embed.alter_auto_embed('docs', mode => 'sync')")
