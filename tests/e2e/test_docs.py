@@ -84,8 +84,8 @@ def blocks(page: str) -> list[tuple[str, str]]:
     ("page", "answers"),
     [
         ("README.md", ["Dynamo"]),
-        ("docs/quickstart.md", ["Dynamo", "Violin", "Bread", "Bread", "Sundial"]),
-        ("docs/operations.md", ["all-MiniLM-L6-v2", True, "all-MiniLM-L6-v2", 256]),
+        ("docs/quickstart.md", ["Dynamo", "Violin", "Bread", "Bread", "Oven", "Sundial"]),
+        ("docs/operations.md", ["all-MiniLM-L6-v2", True, "all-MiniLM-L6-v2", 256, 1, "manuals"]),
     ],
 )
 def test_every_block_of_the_page_runs(reader: Reader, page: str, answers: list[Any]) -> None:
