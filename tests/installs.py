@@ -22,6 +22,7 @@ from nv_embed.cluster import SUPERUSER, Cluster
 OWNER = "installer"
 
 EXTENSION = pytest.mark.installs("extension")
+LIBRARY = pytest.mark.installs("library")
 BOTH = pytest.mark.installs("extension", "library")
 """For tests of what both installs do alike. A test's own mark goes before its module's."""
 

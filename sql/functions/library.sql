@@ -2,7 +2,7 @@
 --
 -- Models are known because `nv-embed install --library --endpoint` recorded them; vectors are made by workers alone.
 
--- Loads pgvector into this session: only a superuser may make functions that set what the server does not know yet, such as hnsw.iterative_scan.
+-- Loads pgvector into this session, for the same reason as nv_embed.loads_pgvector.
 SELECT '[0]'::vector IS NOT NULL;
 
 CREATE OR REPLACE FUNCTION nv_embed.default_mode() RETURNS text
@@ -71,9 +71,12 @@ AS $$
 DECLARE
     m CONSTANT nv_embed.model := nv_embed.find_model(model);
 BEGIN
+    IF dim NOT BETWEEN 1 AND 16000 THEN
+        RAISE EXCEPTION '% is not a number of dimensions', dim USING ERRCODE = '22023', HINT = 'leave dim out for the model''s native width';
+    END IF;
     IF dim <> ALL (m.trained_dims || m.declared_dims) THEN
         RAISE EXCEPTION 'model % was not trained for % dimensions, but for %', m.name, dim,
-            array_to_string(m.trained_dims, ', ') || coalesce(format(' (and the operator allows %s)', nullif(array_to_string(m.declared_dims, ', '), '')), '')
+            array_to_string(m.trained_dims, ', ') || coalesce(' (and the operator allows ' || nullif(array_to_string(m.declared_dims, ', '), '') || ')', '')
             USING ERRCODE = '22023',
                 HINT = format(
                     'leave dim out for %s; only the sidecar''s operator can allow more, with serve --dims, and nv-embed install --library then records it',

@@ -25,6 +25,12 @@ COMMENT ON COLUMN nv_embed.model.trained_dims IS 'Widths that the model was trai
 COMMENT ON COLUMN nv_embed.model.declared_dims IS 'Further widths that the sidecar''s operator allows.';
 COMMENT ON COLUMN nv_embed.model.is_default IS 'The model of a declaration that names none.';
 
+-- Only a superuser may make functions that set what the server does not know yet, such as hnsw.iterative_scan, and a restored dump makes ours. It makes types
+-- before, and to read this one's default it loads pgvector.
+CREATE DOMAIN nv_embed.loads_pgvector AS vector DEFAULT '[0]';
+
+COMMENT ON DOMAIN nv_embed.loads_pgvector IS 'Has pgvector loaded before functions are restored from a dump; for nothing else.';
+
 COMMENT ON TABLE nv_embed.alembic_version IS 'The revision that the data of the library install is at; Alembic''s.';
 
 -- Read by all and written by the owner alone, whatever default privileges say.
