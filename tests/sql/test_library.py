@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from conftest import Connection
 from installs import OWNER, install_library, library_database
 from program import Program, failed, succeeded
 from psycopg import sql
-from servers import Sidecar, running_cluster, running_sidecar, shared_folder
+from servers import Sidecar, running_cluster, shared_folder
 from vectors import one
 
-from nv_embed import __version__, library
+from nv_embed import __version__
 from nv_embed.client import Client
 from nv_embed.cluster import Cluster
 from nv_embed.errors import EmbedError, Unavailable
@@ -74,11 +74,15 @@ def embedded(dsn: str, endpoint: str, schema: str = "public") -> list[Any]:
 def everything(db: Connection) -> list[Any]:
     """Every row of the catalog that this database's schemas have, with the transaction that wrote it."""
     return db.execute(
-        "SELECT 'relation', oid::text, xmin::text FROM pg_class WHERE relnamespace IN (SELECT oid FROM pg_namespace WHERE nspname !~ '^pg_')"
-        " UNION ALL SELECT 'function', oid::text, xmin::text FROM pg_proc WHERE pronamespace IN (SELECT oid FROM pg_namespace WHERE nspname !~ '^pg_')"
-        " UNION ALL SELECT 'schema', oid::text, xmin::text FROM pg_namespace WHERE nspname !~ '^pg_'"
-        " UNION ALL SELECT 'policy', oid::text, xmin::text FROM pg_policy UNION ALL SELECT 'comment', objoid::text, xmin::text FROM pg_description"
-        " ORDER BY 1, 2"
+        """
+        WITH ours AS (SELECT oid, xmin FROM pg_namespace WHERE nspname !~ '^pg_')
+        SELECT 'schema', oid, xmin::text FROM ours
+        UNION ALL SELECT 'relation', oid, xmin::text FROM pg_class WHERE relnamespace IN (SELECT oid FROM ours)
+        UNION ALL SELECT 'function', oid, xmin::text FROM pg_proc WHERE pronamespace IN (SELECT oid FROM ours)
+        UNION ALL SELECT 'policy', oid, xmin::text FROM pg_policy
+        UNION ALL SELECT 'comment', objoid, xmin::text FROM pg_description
+        ORDER BY 1, 2
+        """
     ).fetchall()
 
 
