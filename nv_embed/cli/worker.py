@@ -54,6 +54,7 @@ def worker(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line.")] = False,
 ) -> None:
     """Embed what awaits its vector in tables that are auto-embedded."""
+    from nv_embed.cli.screen import plain
     from nv_embed.worker import Settings, Worker, find_endpoint
 
     logging.basicConfig(stream=sys.stderr, format="nv-embed worker: %(message)s", level=logging.WARNING)
@@ -61,11 +62,14 @@ def worker(
     running = Worker(Settings(database_url, endpoints, lanes, lease, poll, timeout, once))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: _stop(running, number))
-    reporter = threading.Thread(target=_report, args=[running, as_json], daemon=True)
+    begun = time.monotonic()
+    reporter = threading.Thread(target=_report, args=[running, begun, as_json], daemon=True)
     reporter.start()
     running.run()
     running.stop()
     reporter.join()
+    # Not before the lanes have ended: what they had under way counts.
+    plain(_line(_done(running, begun), as_json))
 
 
 def _stop(running: "Worker", number: int) -> None:
@@ -74,10 +78,10 @@ def _stop(running: "Worker", number: int) -> None:
     running.stop()
 
 
-def _report(running: "Worker", as_json: bool) -> None:
+def _report(running: "Worker", begun: float, as_json: bool) -> None:
     from nv_embed.cli.screen import console, plain
 
-    begun = last = time.monotonic()
+    last = begun
     before = (0, 0)
     with console.status("waiting for jobs") if console.is_terminal and not as_json else _Nothing() as shown:
         while not running.wait_stopped(0.2):
@@ -89,7 +93,6 @@ def _report(running: "Worker", as_json: bool) -> None:
                     before, last = (done.embedded, done.failed), now
             else:
                 shown.update(_line(done, False))
-    plain(_line(_done(running, begun), as_json))
 
 
 def _done(running: "Worker", begun: float) -> Done:
