@@ -82,11 +82,12 @@ def install(
     return InstalledLibrary(__version__, before and before[0], schema, has_changed, changed_models, has_role)
 
 
-def make_data(bind: sqlalchemy.Connection, schema: str) -> None:
-    """What holds data, as a fresh install has it: for the newest revision."""
-    for file in _files("schema"):
-        if file.stem != "namespace":  # made before Alembic, whose own table lies in it
-            run(bind, _rendered(file, schema))
+def make_data(bind: sqlalchemy.Connection, schema: str, revision: str) -> None:
+    """What holds data, as it was in a version; until that is released, as `sql/schema/` says now."""
+    frozen = _folder("migrations") / "versions" / f"{revision}.sql"
+    # The namespace is made before Alembic, whose own table lies in it.
+    for file in [frozen] if frozen.exists() else [file for file in _files("schema") if file.stem != "namespace"]:
+        run(bind, _rendered(file, schema))
 
 
 def make_code(bind: sqlalchemy.Connection, schema: str) -> None:

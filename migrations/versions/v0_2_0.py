@@ -1,4 +1,4 @@
-"""The first version with a library install: its data is what `sql/schema/` says."""
+"""The first version with a library install."""
 
 from alembic import op
 
@@ -11,7 +11,7 @@ down_revision = None
 def upgrade() -> None:
     config = op.get_context().config
     assert config is not None
-    make_data(op.get_bind(), config.attributes["schema"])
+    make_data(op.get_bind(), config.attributes["schema"], revision)
 
 
 def downgrade() -> None:

@@ -179,6 +179,19 @@ def test_pgvector_is_needed_and_made_where_that_is_allowed(bare: Cluster, progra
             db.execute("DROP ROLE IF EXISTS nv_embed_admin, nv_embed_worker")
 
 
+def test_it_can_be_removed_and_tables_keep_their_vectors(dsn: str, sidecar: Sidecar) -> None:
+    install_library(dsn, sidecar.address)
+    assert embedded(dsn, sidecar.address) == [(2,)]
+    with connected(dsn) as db:
+        db.execute("DROP SCHEMA nv_embed CASCADE; DROP FUNCTION public.nv_search")
+        assert db.execute("SELECT FROM pg_proc WHERE proname LIKE 'nv\\_%'").rowcount == 0
+        db.execute("INSERT INTO docs VALUES (3, 'no longer embedded')")
+        assert one(db, "SELECT count(embedding) FROM docs") == 2
+        assert install_library(dsn, sidecar.address).before is None
+        db.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384)")
+        assert db.execute("SELECT embedded, pending FROM nv_embed.status").fetchone() == (2, 1)
+
+
 def test_code_that_is_not_what_it_should_be_is_made_again(dsn: str, sidecar: Sidecar) -> None:
     install_library(dsn, sidecar.address)
     with connected(dsn) as db:

@@ -3,14 +3,18 @@ A database of any released version, updated: its catalog is that of a fresh inst
 """
 
 import hashlib
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from catalog import described, differences
 from conftest import Connection
-from installs import Install
+from installs import OWNER, Install, library_database
 from program import Program, succeeded
 from psycopg import sql
 from servers import Sidecar
@@ -19,6 +23,7 @@ from vectors import cosine, one, parsed
 from nv_embed import __version__
 from nv_embed.client import Client
 from nv_embed.cluster import Cluster
+from nv_embed.home import pg_bin
 from nv_embed.worker import Settings, Worker
 
 EXTENSION = Path(__file__).resolve().parents[2] / "extension"
@@ -168,13 +173,48 @@ def test_both_installs_have_one_schema(make_install: Callable[[str], Install]) -
 
 
 def test_what_is_released_never_changes() -> None:
-    checksums = dict(reversed(line.split()) for line in (EXTENSION / "released" / "checksums").read_text().splitlines())
-    found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in (EXTENSION / "released").glob("*.sql")}
-    assert found == checksums
+    folder = EXTENSION / "released"
+    checksums = {name: checksum for checksum, name in (line.split() for line in (folder / "checksums").read_text().splitlines())}
+    assert {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in checksums} == checksums
+    assert {file.name for file in folder.glob("*.sql")} <= checksums.keys()
     assert RELEASED[0] == "0.1.0"
 
 
 def test_a_released_version_is_what_is_built_of_it() -> None:
-    for file in (EXTENSION / "released").glob("*.sql"):
-        if file.stem.endswith(f"--{__version__}"):
-            assert (EXTENSION / file.name).read_text() == file.read_text(), "raise nv_embed.__version__ before changing the SQL of a released version"
+    for file in (EXTENSION / "released").glob(f"*--{__version__}.sql"):
+        assert (EXTENSION / file.name).read_text() == file.read_text(), "raise nv_embed.__version__ before changing the SQL of a released version"
+
+
+def make(checkout: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = ["make", "--directory", checkout / "extension", *arguments, f"PG_CONFIG={pg_bin('pg_config')}"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+def test_a_release_keeps_what_the_next_version_begins_with(tmp_path: Path, cluster: Cluster, sidecar: Sidecar) -> None:
+    for name in ("extension", "sql", "migrations", "nv_embed"):
+        shutil.copytree(EXTENSION.parent / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", f"*--{__version__}.sql"))
+    shutil.copytree(EXTENSION / "upgrades", tmp_path / "extension" / "upgrades", dirs_exist_ok=True)
+    assert make(tmp_path, "freeze").returncode == 0
+    released = tmp_path / "extension" / "released"
+    assert (released / f"nv_embed--{__version__}.sql").read_text() == (EXTENSION / f"nv_embed--{__version__}.sql").read_text()
+    assert "never changes" in make(tmp_path, "freeze").stderr
+
+    (tmp_path / "sql" / "schema" / "job.sql").write_text("this is of the next version\n")
+    (tmp_path / "nv_embed" / "__init__.py").write_text('__version__ = "99.0.0"\n')
+    (tmp_path / "extension" / "upgrades" / f"{__version__}--99.0.0.sql").write_text("-- by hand\n-- @include functions\n")
+    assert make(tmp_path, f"nv_embed--{__version__}--99.0.0.sql").returncode == 0
+    script = (tmp_path / "extension" / f"nv_embed--{__version__}--99.0.0.sql").read_text()
+    assert "-- by hand" in script
+    assert "CREATE OR REPLACE FUNCTION nv_embed.wake()" in script
+    assert "next version" not in script
+
+    library_database(cluster, "next_version")
+    url = cluster.dsn("next_version", user=OWNER, password=OWNER)
+    try:
+        command = [sys.executable, "-m", "nv_embed.cli", "install", "--library", "--database-url", url, "--endpoint", sidecar.address]
+        said = succeeded(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False))
+        assert "nv_embed 99.0.0 installed" in said
+    finally:
+        with cluster.connect() as connection:
+            connection.execute("DROP DATABASE next_version WITH (FORCE)")
