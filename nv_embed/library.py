@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 OLDEST_SERVER = 15
 OLDEST_PGVECTOR = (0, 8)
+FIRST_REVISION = "0.2.0"
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,12 @@ def install(
 
 
 def make_data(bind: sqlalchemy.Connection, schema: str, revision: str) -> None:
-    """What holds data, as it was in a version; until that is released, as `sql/schema/` says now."""
-    frozen = _folder("migrations") / "versions" / f"{revision}.sql"
+    """What a revision does to what holds data: its SQL file, or for the first one, until that is frozen, what `sql/schema/` says."""
+    file = _folder("migrations") / "versions" / f"{revision}.sql"
     # The namespace is made before Alembic, whose own table lies in it.
-    for file in [frozen] if frozen.exists() else [file for file in _files("schema") if file.stem != "namespace"]:
-        run(bind, _rendered(file, schema))
+    fresh = [each for each in _files("schema") if each.stem != "namespace"]
+    for each in fresh if revision == FIRST_REVISION and not file.exists() else [file]:
+        run(bind, _rendered(each, schema))
 
 
 def make_code(bind: sqlalchemy.Connection, schema: str) -> None:

@@ -50,8 +50,11 @@ RETURN 'sync';
 COMMENT ON FUNCTION nv_embed.default_mode() IS 'The mode of a declaration that names none.';
 
 CREATE OR REPLACE FUNCTION nv_embed.check_sync() RETURNS void
-LANGUAGE sql IMMUTABLE
+LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
-RETURN NULL;
+AS $$
+BEGIN
+END
+$$;
 
 COMMENT ON FUNCTION nv_embed.check_sync() IS 'Raises an error where no text can be embedded inside of the server; here it can be.';

@@ -123,6 +123,16 @@ def test_any_schemas_will_do(dsn: str, sidecar: Sidecar, bare: Cluster) -> None:
         install_library(dsn, schema="public")
 
 
+def test_a_role_that_may_make_schemas_is_enough(dsn: str, sidecar: Sidecar, bare: Cluster) -> None:
+    name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
+    with bare.connect(name) as superuser:
+        superuser.execute("DROP ROLE IF EXISTS tenant; CREATE ROLE tenant LOGIN PASSWORD 'tenant'")
+        superuser.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO tenant; GRANT CREATE ON SCHEMA public TO tenant").format(sql.Identifier(name)))
+    url = bare.dsn(name, user="tenant", password="tenant")
+    install_library(url, sidecar.address)
+    assert embedded(url, sidecar.address) == [(2,)]
+
+
 def test_a_schema_that_does_not_exist_is_refused(dsn: str, program: Program) -> None:
     assert "there is no schema ai" in failed(program("install", "--library", "--database-url", dsn, "--schema", "ai"))
     assert program("install", "--database-url", dsn, "--schema", "ai").returncode == 2

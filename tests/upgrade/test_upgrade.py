@@ -209,12 +209,21 @@ def test_a_release_keeps_what_the_next_version_begins_with(tmp_path: Path, clust
     assert "CREATE OR REPLACE FUNCTION nv_embed.wake()" in script
     assert "next version" not in script
 
+    versions = tmp_path / "migrations" / "versions"
+    first = (versions / "v0_2_0.py").read_text()
+    (versions / "v99_0_0.py").write_text(
+        first.replace("down_revision = None", 'down_revision = "0.2.0"').replace('\nrevision = "0.2.0"', '\nrevision = "99.0.0"')
+    )
+    (versions / "99.0.0.sql").write_text("CREATE TABLE nv_embed.next_version (id int)")
     library_database(cluster, "next_version")
     url = cluster.dsn("next_version", user=OWNER, password=OWNER)
     try:
         command = [sys.executable, "-m", "nv_embed.cli", "install", "--library", "--database-url", url, "--endpoint", sidecar.address]
         said = succeeded(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False))
         assert "nv_embed 99.0.0 installed" in said
+        with cluster.connect("next_version") as db:
+            assert one(db, "SELECT version_num FROM nv_embed.alembic_version") == "99.0.0"
+            assert one(db, "SELECT to_regclass('nv_embed.next_version')") == "nv_embed.next_version"
     finally:
         with cluster.connect() as connection:
             connection.execute("DROP DATABASE next_version WITH (FORCE)")
