@@ -32,8 +32,8 @@ down: ## Stop them
 test: setup ## All tests, on a real Postgres and a real sidecar
 	@$(bin)/python -m pytest $(ARGS)
 
-chaos: setup ## Ten minutes of changes while workers, sidecar and PostgreSQL are killed; MINUTES=1 for fewer
-	@PYTHONPATH=tests $(bin)/python tests/chaos.py --minutes $(or $(MINUTES),10)
+chaos: setup ## Ten minutes of changes while workers, sidecar and PostgreSQL are killed; MINUTES=1 for fewer, LIBRARY=1
+	@PYTHONPATH=tests $(bin)/python tests/chaos.py --minutes $(or $(MINUTES),10) $(if $(LIBRARY),--library)
 
 check: setup proto-check ## Style, types, layers, scripts: what is checked without running
 	$(bin)/ruff check

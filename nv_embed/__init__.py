@@ -5,4 +5,4 @@ The library that Postgres, the worker, the command line and applications share. 
 of torch, so a database backend can import it.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -13,7 +13,11 @@ import psycopg
 EXTENSIONS: tuple[LiteralString, ...] = ("vector", "plpython3u", "nv_embed")
 
 
-class ExtensionMissing(Exception):
+class InstallRefused(Exception):
+    """This database cannot have the install that was asked for; the message says why and what to do."""
+
+
+class ExtensionMissing(InstallRefused):
     """The server has no files of an extension that is needed."""
 
 
@@ -29,7 +33,7 @@ def install(connection: psycopg.Connection[Any], endpoint: str | None = None) ->
     """Create or update the extension, and configure its endpoint where one is given. Doing it again changes nothing.
 
     Raises:
-        ExtensionMissing
+        InstallRefused
         psycopg.Error: the server refuses.
     """
     with connection.transaction():
@@ -39,6 +43,7 @@ def install(connection: psycopg.Connection[Any], endpoint: str | None = None) ->
                 raise ExtensionMissing(f"the server has no extension {name}")
         default, before = available["nv_embed"]
         if before is None:
+            _refuse_library(connection)
             connection.execute("CREATE EXTENSION IF NOT EXISTS nv_embed CASCADE")
         elif before != default:
             connection.execute("ALTER EXTENSION nv_embed UPDATE")
@@ -51,3 +56,11 @@ def _versions(connection: psycopg.Connection[Any]) -> dict[str, tuple[str, str |
     """By name, the version that the server would install and the one that this database has."""
     rows = connection.execute("SELECT name, default_version, installed_version FROM pg_available_extensions WHERE name = ANY(%s)", [list(EXTENSIONS)])
     return {name: (default, installed) for name, default, installed in rows}
+
+
+def _refuse_library(connection: psycopg.Connection[Any]) -> None:
+    found = connection.execute("SELECT to_regclass('nv_embed.installation') IS NOT NULL").fetchone()
+    if found == (True,):
+        raise InstallRefused(
+            "this database has the library install of nv_embed: give --library to update it; for the extension, remove it first (docs/operations.md)"
+        )

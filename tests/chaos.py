@@ -6,7 +6,7 @@ is embedded twice: row by row, and in pieces. At the end every row must have the
 theirs; rows whose text cannot be embedded must be in nv_embed.failures and no others, nothing may wait any more, and the numbers of
 nv_embed.status must be those of the table.
 
-    tests/chaos.py [--minutes 10] [--seed N]
+    tests/chaos.py [--minutes 10] [--seed N] [--library]
 """
 
 import argparse
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg
+from installs import OWNER, install_library, library_database
 from servers import Sidecar, running_cluster, running_sidecar, shared_folder
 from vectors import cosine, parsed
 
@@ -42,9 +43,7 @@ POISON = "word " * 9000
 CHUNK_TOKENS, CHUNK_OVERLAP = 100, 10
 
 SCHEMA = f"""
-    CREATE EXTENSION nv_embed CASCADE;
     CREATE TABLE docs (id int, part text, title text, body text, views int DEFAULT 0, PRIMARY KEY (id, part)) WITH (fillfactor = 70);
-    SELECT nv_embed.configure(%(endpoint)s);
     SELECT nv_embed.auto_embed('docs', '{{title}}: {{body}}', dim => {DIM}, mode => 'async');
     SELECT nv_embed.auto_embed(
         'docs', '{{title}}: {{body}}', target => 'passage', dim => {DIM}, mode => 'async',
@@ -267,7 +266,7 @@ class Killer:
         return "servers killed"
 
 
-def run(minutes: float, seed: int, say: Callable[[str], None] = lambda _: None) -> Report:
+def run(minutes: float, seed: int, say: Callable[[str], None] = lambda _: None, *, library: bool = False) -> Report:
     report, stopping = Report(), threading.Event()
     with ExitStack() as stack:
         folder = stack.enter_context(shared_folder())
@@ -275,11 +274,9 @@ def run(minutes: float, seed: int, say: Callable[[str], None] = lambda _: None) 
         running = cluster.running()
         assert running is not None
         sidecar = stack.enter_context(running_sidecar(folder, "--model", "fake"))
-        cluster.create_database(DATABASE)
-        with cluster.connect(DATABASE) as db:
-            for statement in SCHEMA.split(";")[:-1]:
-                db.execute(statement, {"endpoint": sidecar.address} if "%(" in statement else None)
-        dsn = cluster.dsn(DATABASE)
+        dsn = _installed(cluster, sidecar.address, library)
+        with _connected(dsn) as db:
+            db.execute(SCHEMA)
         workers = Workers(dsn, sidecar.address, folder / "worker.log")
         stack.callback(workers.close)
         writers = [Writer(lambda: _connected(dsn), report, seed + place, place == 0) for place in range(WRITERS)]
@@ -298,6 +295,20 @@ def run(minutes: float, seed: int, say: Callable[[str], None] = lambda _: None) 
         with _connected(dsn) as db, Client(sidecar.address) as client:
             _check(db, client, report)
     return report
+
+
+def _installed(cluster: Cluster, endpoint: str, library: bool) -> str:
+    """A database with nv_embed; the library's is an ordinary role's."""
+    if library:
+        library_database(cluster, DATABASE)
+        dsn = cluster.dsn(DATABASE, user=OWNER, password=OWNER)
+        install_library(dsn, endpoint)
+        return dsn
+    cluster.create_database(DATABASE)
+    with cluster.connect(DATABASE) as db:
+        db.execute("CREATE EXTENSION nv_embed CASCADE")
+        db.execute("SELECT nv_embed.configure(%s)", [endpoint])
+    return cluster.dsn(DATABASE)
 
 
 def _connected(dsn: str) -> "psycopg.Connection[Any]":
@@ -377,10 +388,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--library", action="store_true", help="on the library install, which has no PL/Python and no superuser")
     options = parser.parse_args(arguments)
-    print(f"{options.minutes:g} minutes, --seed {options.seed}", flush=True)
+    print(f"{options.minutes:g} minutes, --seed {options.seed}{' --library' * options.library}", flush=True)
     with _progress() as say:
-        report = run(options.minutes, options.seed, say)
+        report = run(options.minutes, options.seed, say, library=options.library)
     print(report)
     return 1 if report.wrong else 0
 

@@ -19,6 +19,27 @@ def prose(words: int, about: str) -> str:
     return " ".join(f"{about}{n}" for n in range(words))
 
 
+def embed(db: "psycopg.Connection[Any]", client: Client, tokens: int = TOKENS, overlap: int = OVERLAP) -> None:
+    """What a worker does with the jobs of chunked tables, in this connection's transaction."""
+    for (generation,) in db.execute("SELECT id FROM nv_embed.generation WHERE chunks IS NOT NULL").fetchall():
+        while jobs := db.execute("SELECT key, id FROM nv_embed.claim(ARRAY[%s::bigint], 100, '1 hour')", [generation]).fetchall():
+            keys, ids = [key for key, _ in jobs], [id for _, id in jobs]
+            read = db.execute("SELECT place, text, digest FROM nv_embed.read(%s, %s, 10000000)", [generation, keys]).fetchall()
+            found = {place: (text, digest) for place, text, digest in read}
+            pieces = [
+                (place, piece.start_char, piece.end_char, text[piece.start_char : piece.end_char])
+                for place, (text, _) in found.items()
+                if text is not None
+                for piece in client.chunk(text, tokens, overlap=overlap)
+            ]
+            digests = [found.get(place, (None, None))[1] for place in range(1, len(keys) + 1)]
+            vectors = [str(vector.tolist()) for vector in client.embed([passage for *_, passage in pieces], dim=384)]
+            db.execute(
+                "SELECT nv_embed.write_back_chunks(%s, %s, %s::bigint[], %s::bytea[], %s::int[], %s::int[], %s::int[], %s::text[])",
+                [generation, keys, ids, digests, *([piece[column] for piece in pieces] for column in range(3)), vectors],
+            )
+
+
 def in_step(
     db: "psycopg.Connection[Any]", client: Client, table: str = "docs", key: Sequence[str] = ("id",), text: str = "concat(title, ': ', body)"
 ) -> int:

@@ -1,5 +1,5 @@
 """
-Fixtures: one PostgreSQL and one fake-engine sidecar for the whole run, a database with the extension, and connections that roll back.
+Fixtures: one PostgreSQL and one fake-engine sidecar for the whole run, databases with nv_embed, and connections that roll back.
 """
 
 import signal
@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from counting import Counter, counted
+from installs import Install, installs
 from psycopg import sql
 from servers import Sidecar, running_cluster, running_sidecar, shared_folder
 
@@ -17,8 +18,6 @@ from nv_embed.client import Client
 from nv_embed.cluster import Cluster
 
 Connection = psycopg.Connection[Any]
-
-TEMPLATE = "nv_embed_template"
 
 
 @pytest.fixture(scope="session")
@@ -47,23 +46,26 @@ def client(sidecar: Sidecar) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="session")
-def template(cluster: Cluster, sidecar: Sidecar) -> str:
-    """A database with the extension, configured; tests that commit get a copy of it."""
-    cluster.create_database(TEMPLATE)
-    with cluster.connect(TEMPLATE) as connection:
-        connection.execute("CREATE EXTENSION nv_embed CASCADE")
-        connection.execute("SELECT nv_embed.configure(%s)", [sidecar.address])
-        connection.execute("CREATE ROLE app LOGIN PASSWORD 'app'")
-        connection.execute("GRANT CREATE ON SCHEMA public TO app")
-    return TEMPLATE
+def make_install(cluster: Cluster, sidecar: Sidecar) -> Callable[[str], Install]:
+    return installs(cluster, sidecar)
 
 
-@pytest.fixture(scope="session")
-def database(cluster: Cluster, template: str) -> str:
+@pytest.fixture
+def install(make_install: Callable[[str], Install], request: pytest.FixtureRequest) -> Install:
+    """The extension, configured; a test marked BOTH runs on the library too."""
+    return make_install(getattr(request, "param", "extension"))
+
+
+@pytest.fixture
+def template(install: Install) -> str:
+    """A database with nv_embed; tests that commit get a copy of it."""
+    return install.template
+
+
+@pytest.fixture
+def database(install: Install) -> str:
     """The database of the tests that roll back."""
-    with cluster.connect() as connection:
-        connection.execute(sql.SQL("CREATE DATABASE rollback TEMPLATE {}").format(sql.Identifier(template)))
-    return "rollback"
+    return install.rollback
 
 
 @pytest.fixture
@@ -74,37 +76,41 @@ def counter(sidecar: Sidecar) -> Iterator[Counter]:
 
 
 @pytest.fixture
-def db(cluster: Cluster, database: str) -> Iterator[Connection]:
-    """A superuser's connection; what the test does is rolled back."""
-    with psycopg.connect(cluster.dsn(database)) as connection:
+def db(install: Install) -> Iterator[Connection]:
+    """A connection of the database's owner, the extension's a superuser; what the test does is rolled back."""
+    with psycopg.connect(install.dsn(install.rollback)) as connection:
         yield connection
         connection.rollback()
 
 
 @pytest.fixture
-def own_database(cluster: Cluster, template: str, request: pytest.FixtureRequest) -> Iterator[str]:
+def own_database(cluster: Cluster, install: Install, request: pytest.FixtureRequest) -> Iterator[str]:
     """A database for a test that commits."""
     name = f"test_{abs(hash(request.node.nodeid)):x}"
-    identifier = sql.Identifier(name)
+    install.copy(name)
+    yield name
     with cluster.connect() as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(identifier, sql.Identifier(template)))
-        yield name
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 @pytest.fixture
-def connect(cluster: Cluster, own_database: str) -> Iterator[Callable[..., Connection]]:
-    """Connections to a database of the test's own, in autocommit mode: as superuser, or as the ordinary role `app`."""
+def connect(install: Install, own_database: str) -> Iterator[Callable[..., Connection]]:
+    """Connections to a database of the test's own, in autocommit mode: as its owner, or as another role, such as the ordinary `app`."""
     opened: list[Connection] = []
 
     def open_connection(user: str | None = None) -> Connection:
-        dsn = cluster.dsn(own_database) if user is None else cluster.dsn(own_database, user=user, password=user)
-        opened.append(psycopg.connect(dsn, autocommit=True))
+        opened.append(psycopg.connect(install.dsn(own_database, user), autocommit=True))
         return opened[-1]
 
     yield open_connection
     for connection in opened:
         connection.close()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    mark = metafunc.definition.get_closest_marker("installs")
+    if mark is not None and "install" in metafunc.fixturenames:
+        metafunc.parametrize("install", mark.args, indirect=True)
 
 
 def pytest_report_header() -> list[str]:

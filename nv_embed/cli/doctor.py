@@ -30,7 +30,7 @@ DISK_WARN_BYTES = 2 * 1024**3
 SETUP = "make setup"
 UP = "nv-embed up"
 
-LIBRARY_PACKAGES = ("grpc", "grpc_health", "google.protobuf", "orjson", "psycopg", "pgvector", "rich")
+LIBRARY_PACKAGES = ("grpc", "grpc_health", "google.protobuf", "orjson", "psycopg", "pgvector", "sqlalchemy", "alembic", "rich")
 SIDECAR_PACKAGES = ("nv_embed_sidecar", "torch", "transformers", "tokenizers", "safetensors", "numpy", "grpc_reflection")
 
 

@@ -25,10 +25,10 @@ def explain(error: Exception) -> str | None:
     import psycopg
 
     from nv_embed.cluster import ClusterFailed
-    from nv_embed.install import ExtensionMissing
+    from nv_embed.install import InstallRefused
     from nv_embed.sidecar_process import SidecarFailed
 
-    if isinstance(error, EmbedError | NotSetUp | Failure | ClusterFailed | SidecarFailed | ExtensionMissing):
+    if isinstance(error, EmbedError | NotSetUp | Failure | ClusterFailed | SidecarFailed | InstallRefused):
         return _one_line(str(error))
     if isinstance(error, psycopg.Error):
         return _one_line(_postgres_says(error))

@@ -145,6 +145,9 @@ BEGIN
         RAISE EXCEPTION 'mode % is unknown', coalesce(quote_literal(mode), 'null')
             USING ERRCODE = '22023', HINT = 'mode is sync (in the statement itself), async (by a worker) or off';
     END IF;
+    IF mode = 'sync' THEN
+        PERFORM nv_embed.check_sync();
+    END IF;
 END
 $$;
 
@@ -303,7 +306,7 @@ COMMENT ON FUNCTION nv_embed.begin_backfill(regclass, name) IS 'Leaves the rows 
 -- Filling runs the user's own triggers, hence no SET search_path in the two that do it: see fill.sql.
 
 CREATE OR REPLACE FUNCTION nv_embed.auto_embed(
-    relation regclass, source text, target name DEFAULT 'embedding', dim int DEFAULT NULL, model text DEFAULT NULL, mode text DEFAULT 'sync',
+    relation regclass, source text, target name DEFAULT 'embedding', dim int DEFAULT NULL, model text DEFAULT NULL, mode text DEFAULT nv_embed.default_mode(),
     storage text DEFAULT 'halfvec', chunk_tokens int DEFAULT NULL, chunk_overlap int DEFAULT 0, truncate text DEFAULT 'NONE'
 ) RETURNS bigint
 LANGUAGE plpgsql

@@ -159,13 +159,19 @@ DECLARE
         'EXISTS (SELECT FROM %s AS nv_embed_row WHERE %s)', nv_embed.qualified(e.relation),
         nv_embed.same_key_sql(e.relation, 'nv_embed_row', (SELECT c.relname FROM pg_class AS c WHERE c.oid = g.chunks))
     );
+    keeper CONSTANT name := (SELECT pg_get_userbyid(c.relowner) FROM pg_class AS c WHERE c.oid = 'nv_embed.job'::regclass);
+    owner CONSTANT name := (SELECT pg_get_userbyid(c.relowner) FROM pg_class AS c WHERE c.oid = g.chunks);
     t record;
 BEGIN
+    IF NOT pg_has_role(keeper, owner, 'USAGE') THEN
+        RAISE EXCEPTION 'role %, who installed nv_embed, is no member of %, who owns %', quote_ident(keeper), quote_ident(owner), nv_embed.qualified(e.relation)
+            USING ERRCODE = '42501', DETAIL = 'Pieces are taken away with the rights of the former.', HINT = format('GRANT %I TO %I', owner, keeper);
+    END IF;
     EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', chunks);
     EXECUTE format('GRANT SELECT, INSERT, DELETE ON %s TO PUBLIC', chunks);
     EXECUTE format('CREATE POLICY nv_embed_readable ON %s FOR SELECT USING ((SELECT nv_embed.may_read(%L)) AND %s)', chunks, e.id, sees_row);
     EXECUTE format('CREATE POLICY nv_embed_written ON %s FOR INSERT WITH CHECK ((SELECT nv_embed.may_write(%L)) AND %s)', chunks, e.id, sees_row);
-    EXECUTE format('CREATE POLICY nv_embed_workers ON %s USING ((SELECT nv_embed.may_embed(%L)))', chunks, e.id);
+    EXECUTE format('CREATE POLICY nv_embed_workers ON %s USING ((SELECT nv_embed.may_keep(%L)))', chunks, e.id);
     FOR t IN SELECT * FROM nv_embed.chunk_triggers(g.id) LOOP
         EXECUTE format('CREATE TRIGGER %I ' || t.definition, t.trigger_name, chunks);
     END LOOP;
@@ -222,7 +228,7 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.may_write(bigint) IS 'Whether the current role may write rows, and so in mode sync their pieces.';
 
-CREATE OR REPLACE FUNCTION nv_embed.may_embed(embedding bigint) RETURNS boolean
+CREATE OR REPLACE FUNCTION nv_embed.may_keep(embedding bigint) RETURNS boolean
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -231,7 +237,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.may_embed(bigint) IS 'Whether the current role is a worker that may read what is embedded.';
+COMMENT ON FUNCTION nv_embed.may_keep(bigint) IS 'Whether the current role is a worker that may read what is embedded, and so write and take away pieces.';
 
 -- The tally hears of vectors from the chunk table itself, whoever writes there.
 CREATE OR REPLACE FUNCTION nv_embed.chunk_triggers(id bigint) RETURNS TABLE (trigger_name name, definition text)

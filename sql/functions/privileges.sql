@@ -13,7 +13,7 @@ BEGIN
         UNION
         SELECT 'FUNCTION ' || p.oid::regprocedure, a.grantee, p.proowner
         FROM pg_catalog.pg_proc AS p, pg_catalog.aclexplode(coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) AS a
-        WHERE p.oid IN ('nv_embed.configure(text, real)'::regprocedure, 'nv_embed.start_session()'::regprocedure)
+        WHERE p.oid IN ('nv_embed.configure(text, real)'::regprocedure, pg_catalog.to_regprocedure('nv_embed.start_session()'))
     LOOP
         IF granted.grantee <> granted.owner THEN
             EXECUTE pg_catalog.format(
@@ -25,4 +25,11 @@ BEGIN
 END
 $$;
 
-GRANT EXECUTE ON FUNCTION nv_embed.configure(text, real) TO nv_embed_admin;
+-- Where nobody could make the roles (`namespace.sql`), configuring is its owner's.
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'nv_embed_admin') THEN
+        GRANT EXECUTE ON FUNCTION nv_embed.configure(text, real) TO nv_embed_admin;
+    END IF;
+END
+$$;

@@ -18,6 +18,9 @@ BEGIN
         RAISE EXCEPTION 'nv_embed.mode is %', quote_literal(mode)
             USING ERRCODE = '22023', HINT = 'it is one of sync, async and off; RESET nv_embed.mode gives back what was declared';
     END IF;
+    IF mode = 'sync' THEN
+        PERFORM nv_embed.check_sync();
+    END IF;
     RETURN mode;
 END
 $$;
@@ -238,7 +241,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF EXISTS (SELECT FROM nv_embed.worker AS w WHERE w.is_waiting) THEN
+    IF EXISTS (SELECT FROM nv_embed.worker AS w WHERE w.is_waiting AND w.seen_at > clock_timestamp() - interval '1 minute') THEN
         NOTIFY nv_embed_job;
     END IF;
 END

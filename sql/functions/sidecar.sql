@@ -1,26 +1,6 @@
--- sidecar: where it is, what it serves, whether it is well.
-
-CREATE OR REPLACE FUNCTION nv_embed.configure(endpoint text, timeout_s real DEFAULT NULL) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF configure.endpoint !~ '^(unix:/[^[:space:]]+|[^[:space:]/]+:[0-9]{1,5})$' IS NOT FALSE THEN
-        RAISE EXCEPTION 'endpoint % is not an address', coalesce(quote_literal(configure.endpoint), 'null')
-            USING ERRCODE = '22023', HINT = 'give host:port, or unix:/path/to/socket';
-    END IF;
-    IF NOT (coalesce(configure.timeout_s, 1) > 0 AND coalesce(configure.timeout_s, 1) <= 3600) THEN
-        RAISE EXCEPTION 'timeout_s % is out of range', configure.timeout_s
-            USING ERRCODE = '22023', HINT = 'give seconds above 0, 3600 at most';
-    END IF;
-    UPDATE nv_embed.settings AS s
-    SET endpoint = configure.endpoint,
-        timeout_s = coalesce(configure.timeout_s, s.timeout_s);
-END
-$$;
-
-COMMENT ON FUNCTION nv_embed.configure(text, real)
-    IS 'Says where the sidecar is and how many seconds a page of texts may take; for a superuser and members of nv_embed_admin.';
+-- sidecar: what it serves, whether it is well, and that it can be asked from inside the server.
+--
+-- The library install has counterparts of `default_mode`, `check_sync` and `identify` (`library.sql`), since nothing in there can ask a sidecar.
 
 CREATE OR REPLACE FUNCTION nv_embed.models(
     OUT name text, OUT revision text, OUT native_dim int, OUT trained_dims int[], OUT declared_dims int[], OUT max_tokens int, OUT pooling text,
@@ -61,3 +41,20 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.identify(int, text)
     IS 'The dimension, model and revision that a declaration with these arguments gets; found out by embedding a word.';
+
+CREATE OR REPLACE FUNCTION nv_embed.default_mode() RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+RETURN 'sync';
+
+COMMENT ON FUNCTION nv_embed.default_mode() IS 'The mode of a declaration that names none.';
+
+CREATE OR REPLACE FUNCTION nv_embed.check_sync() RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_sync() IS 'Raises an error where no text can be embedded inside of the server; here it can be.';

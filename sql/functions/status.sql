@@ -28,7 +28,9 @@ LEFT JOIN LATERAL (
     ) AS queued_at
 ) AS q ON true
 CROSS JOIN LATERAL (
-    SELECT coalesce(sum((s.rates ->> g.id::text)::float8), 0) AS rate FROM nv_embed.worker AS s WHERE s.seen_at > clock_timestamp() - interval '15 seconds'
+    SELECT coalesce(sum((s.rates ->> g.id::text)::float8), 0) AS rate
+    FROM nv_embed.worker AS s
+    WHERE s.seen_at > clock_timestamp() - interval '15 seconds' AND nv_embed.may_embed(s.role_name, e.relation)
 ) AS w
 WHERE g.id IN (SELECT nv_embed.visible_generations()) AND EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid = e.relation);
 

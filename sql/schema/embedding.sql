@@ -28,8 +28,8 @@ CREATE TABLE nv_embed.generation (
     dim       int NOT NULL CHECK (dim > 0),
     storage   text NOT NULL CHECK (storage IN ('vector', 'halfvec')),
     target    name NOT NULL,
-    chunks    regclass,
-    state     text NOT NULL DEFAULT 'live' CHECK (state IN ('live'))
+    state     text NOT NULL DEFAULT 'live' CHECK (state IN ('live')),
+    chunks    regclass
 );
 
 COMMENT ON TABLE nv_embed.generation IS 'One embedding''s vectors by one model at one dimension and storage type; exactly one is live.';

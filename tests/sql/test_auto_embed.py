@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from conftest import Connection
 from counting import Counter
+from installs import BOTH
 from vectors import cosine, one, parsed
 
 from nv_embed.client import PAGE_TEXTS, Client
@@ -37,6 +38,7 @@ def test_inserted_rows_have_their_vectors_when_the_statement_ends(docs: Connecti
     assert fresh(docs) == 50
 
 
+@BOTH
 def test_a_column_of_the_right_type_is_added(docs: Connection) -> None:
     column = "attrelid = 'docs'::regclass AND attname = 'embedding'"
     assert one(docs, f"SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE {column}") == "halfvec(384)"
@@ -298,6 +300,7 @@ def test_dropping_the_declaration_keeps_the_vectors_unless_told_otherwise(docs: 
     assert one(docs, "SELECT count(*) FROM nv_embed.generation") == 0
 
 
+@BOTH
 @pytest.mark.parametrize(
     ("setup", "call", "sqlstate", "says"),
     [
@@ -348,6 +351,7 @@ def test_a_declaration_that_cannot_work_is_refused_with_a_reason(db: Connection,
     assert one(db, "SELECT count(*) FROM nv_embed.embedding") == declared
 
 
+@BOTH
 def test_a_second_declaration_of_the_same_target_is_refused(docs: Connection) -> None:
     with pytest.raises(psycopg.Error) as raised:
         docs.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384)")
@@ -362,6 +366,7 @@ def test_braces_in_a_template_are_doubled(db: Connection) -> None:
     assert cosine(parsed(stored), parsed(expected)) > 0.9999
 
 
+@BOTH
 def test_a_column_that_is_gone_is_named_in_the_error(docs: Connection) -> None:
     docs.execute("ALTER TABLE docs DROP COLUMN embedding")
     with pytest.raises(psycopg.Error) as raised:

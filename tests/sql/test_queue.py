@@ -2,18 +2,31 @@
 What each event leaves in the queue and in the numbers of nv_embed.status, mode async.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
 import pytest
 from conftest import Connection
+from installs import BOTH, EXTENSION
 from vectors import one
+
+from nv_embed.client import Client
+from nv_embed.cluster import Cluster
+
+pytestmark = BOTH
+
+DOCS = "CREATE TABLE docs (id int PRIMARY KEY, title text, body text, views int DEFAULT 0)"
+DECLARE = "SELECT nv_embed.auto_embed('docs', '{title}: {body}', dim => 384, mode => 'async')"
+
+OWN = "array_fill(0.5::real, ARRAY[384])::halfvec"
+"""A vector that a writer brings along."""
 
 
 @pytest.fixture
 def docs(db: Connection) -> Connection:
-    db.execute("CREATE TABLE docs (id int PRIMARY KEY, title text, body text, views int DEFAULT 0)")
-    db.execute("SELECT nv_embed.auto_embed('docs', '{title}: {body}', dim => 384, mode => 'async')")
+    db.execute(DOCS)
+    db.execute(DECLARE)
     return db
 
 
@@ -22,14 +35,14 @@ def queued(db: Connection) -> list[str]:
     return [key for (key,) in db.execute("SELECT array_to_string(key, '|') FROM nv_embed.job ORDER BY id")]
 
 
-def settle(db: Connection) -> None:
+def settle(db: Connection, client: Client) -> None:
     """Give every queued row a vector, as a worker does."""
     for generation, key, id in db.execute(
         "SELECT generation, key::text, id FROM nv_embed.job WHERE retry_at IS DISTINCT FROM 'infinity' ORDER BY id"
     ).fetchall():
         read = db.execute("SELECT text, digest FROM nv_embed.read(%s, %s, 1000000)", [generation, [key]]).fetchone()
         text, digest = read or (None, None)
-        vector = None if text is None else one(db, "SELECT nv_embed(%s, 384)::text", [text])
+        vector = None if text is None else str(client.embed([text], dim=384)[0].tolist())
         db.execute("SELECT nv_embed.write_back(%s, %s, %s::bigint[], %s, %s::text[])", [generation, [key], [id], [digest], [vector]])
 
 
@@ -64,27 +77,27 @@ def test_copy_queues_its_rows(docs: Connection) -> None:
 
 
 def test_rows_without_content_and_rows_with_a_vector_are_not_queued(docs: Connection) -> None:
-    docs.execute("INSERT INTO docs (id, title, body, embedding) VALUES (1, ' ', NULL, NULL), (2, 'a', 'b', nv_embed('own', 384)::halfvec)")
+    docs.execute(f"INSERT INTO docs (id, title, body, embedding) VALUES (1, ' ', NULL, NULL), (2, 'a', 'b', {OWN})")
     assert queued(docs) == []
     assert numbers(docs) == {"rows": 2, "embedded": 1, "pending": 0, "failed": 0, "blank": 1, "coverage": 1.0}
 
 
-def test_an_update_of_the_text_queues_the_row_and_keeps_its_vector_meanwhile(docs: Connection) -> None:
+def test_an_update_of_the_text_queues_the_row_and_keeps_its_vector_meanwhile(docs: Connection, client: Client) -> None:
     docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'), (2, 'c', 'd')")
-    settle(docs)
+    settle(docs, client)
     assert numbers(docs)["embedded"] == 2
     docs.execute("UPDATE docs SET body = 'new' WHERE id = 2")
     assert queued(docs) == ["2"]
     assert one(docs, "SELECT embedding IS NOT NULL FROM docs WHERE id = 2")
     assert numbers(docs) == {"rows": 2, "embedded": 1, "pending": 1, "failed": 0, "blank": 0, "coverage": 0.5}
-    settle(docs)
+    settle(docs, client)
     assert numbers(docs)["coverage"] == 1.0
 
 
 @pytest.mark.parametrize("change", ["views = views + 1", "body = body", "title = title, views = 7"])
-def test_an_update_that_leaves_the_text_as_it_was_queues_nothing(docs: Connection, change: str) -> None:
+def test_an_update_that_leaves_the_text_as_it_was_queues_nothing(docs: Connection, change: str, client: Client) -> None:
     docs.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
-    settle(docs)
+    settle(docs, client)
     docs.execute(f"UPDATE docs SET {change}")
     assert queued(docs) == []
     assert numbers(docs)["embedded"] == 1
@@ -98,50 +111,50 @@ def test_a_row_that_changes_while_it_waits_is_one_job_and_goes_to_the_end(docs: 
     assert numbers(docs)["pending"] == 2
 
 
-def test_a_text_that_becomes_blank_needs_no_vector_and_loses_the_one_it_had(docs: Connection) -> None:
+def test_a_text_that_becomes_blank_needs_no_vector_and_loses_the_one_it_had(docs: Connection, client: Client) -> None:
     docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'), (2, 'c', 'd')")
     docs.execute("UPDATE docs SET title = '', body = NULL WHERE id = 1")
     assert queued(docs) == ["2"]
-    settle(docs)
+    settle(docs, client)
     docs.execute("UPDATE docs SET title = '', body = NULL WHERE id = 2")
     assert queued(docs) == ["2"]
-    settle(docs)
+    settle(docs, client)
     assert one(docs, "SELECT count(embedding) FROM docs") == 0
     assert numbers(docs) == {"rows": 2, "embedded": 0, "pending": 0, "failed": 0, "blank": 2, "coverage": 1.0}
 
 
 def test_a_row_that_is_given_a_vector_awaits_none_any_more(docs: Connection) -> None:
     docs.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
-    docs.execute("UPDATE docs SET embedding = nv_embed('own', 384)::halfvec")
+    docs.execute(f"UPDATE docs SET embedding = {OWN}")
     assert queued(docs) == []
-    docs.execute("UPDATE docs SET body = 'new', embedding = nv_embed('another', 384)::halfvec")
+    docs.execute(f"UPDATE docs SET body = 'new', embedding = ({OWN} + {OWN})")
     assert queued(docs) == []
     assert numbers(docs)["embedded"] == 1
 
 
-def test_a_vector_that_is_set_to_null_is_made_anew(docs: Connection) -> None:
+def test_a_vector_that_is_set_to_null_is_made_anew(docs: Connection, client: Client) -> None:
     docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'), (2, 'c', 'd'), (3, '', '')")
-    settle(docs)
+    settle(docs, client)
     docs.execute("UPDATE docs SET body = 'new' WHERE id = 1")
     docs.execute("UPDATE docs SET embedding = NULL")
     assert sorted(queued(docs)) == ["1", "2"]
     assert numbers(docs)["embedded"] == 0
-    settle(docs)
+    settle(docs, client)
     assert numbers(docs)["embedded"] == 2
 
 
-def test_a_deleted_row_awaits_nothing(docs: Connection) -> None:
+def test_a_deleted_row_awaits_nothing(docs: Connection, client: Client) -> None:
     docs.execute("INSERT INTO docs SELECT n, 'a', 'b' FROM generate_series(1, 5) AS n")
     docs.execute("DELETE FROM docs WHERE id <= 2")
     assert queued(docs) == ["3", "4", "5"]
-    settle(docs)
+    settle(docs, client)
     docs.execute("DELETE FROM docs WHERE id = 3")
     assert numbers(docs) == {"rows": 2, "embedded": 2, "pending": 0, "failed": 0, "blank": 0, "coverage": 1.0}
 
 
-def test_truncate_empties_the_queue_and_the_numbers(docs: Connection) -> None:
+def test_truncate_empties_the_queue_and_the_numbers(docs: Connection, client: Client) -> None:
     docs.execute("INSERT INTO docs SELECT n, 'a', 'b' FROM generate_series(1, 5) AS n")
-    settle(docs)
+    settle(docs, client)
     docs.execute("UPDATE docs SET body = 'new' WHERE id < 3")
     docs.execute("TRUNCATE docs")
     assert queued(docs) == []
@@ -160,26 +173,26 @@ def test_jobs_follow_their_rows_to_other_keys(docs: Connection) -> None:
     assert numbers(docs)["pending"] == 2
 
 
-def test_a_row_with_another_key_and_another_text_is_queued_by_its_new_key(docs: Connection) -> None:
+def test_a_row_with_another_key_and_another_text_is_queued_by_its_new_key(docs: Connection, client: Client) -> None:
     docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'), (2, 'c', 'd')")
-    settle(docs)
+    settle(docs, client)
     docs.execute("UPDATE docs SET id = 10, body = 'new' WHERE id = 1")
     docs.execute("UPDATE docs SET id = 20 WHERE id = 2")
     assert queued(docs) == ["10"]
     assert numbers(docs)["embedded"] == 1
-    settle(docs)
+    settle(docs, client)
     assert numbers(docs)["embedded"] == 2
 
 
-def test_upserts_and_merges_queue_new_and_changed_rows(docs: Connection) -> None:
+def test_upserts_and_merges_queue_new_and_changed_rows(docs: Connection, client: Client) -> None:
     docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'), (2, 'c', 'd')")
-    settle(docs)
+    settle(docs, client)
     docs.execute(
         "INSERT INTO docs VALUES (1, 'a', 'changed'), (2, 'c', 'd'), (3, 'e', 'new')"
         " ON CONFLICT (id) DO UPDATE SET title = excluded.title, body = excluded.body"
     )
     assert sorted(queued(docs)) == ["1", "3"]
-    settle(docs)
+    settle(docs, client)
     docs.execute(
         "MERGE INTO docs AS d USING (VALUES (2, 'changed'), (4, 'new')) AS s (id, body) ON d.id = s.id"
         " WHEN MATCHED THEN UPDATE SET body = s.body WHEN NOT MATCHED THEN INSERT (id, body) VALUES (s.id, s.body)"
@@ -196,12 +209,9 @@ def test_what_is_rolled_back_was_never_queued(docs: Connection) -> None:
 
 
 def test_the_mode_of_a_transaction_goes_before_the_declared_one(docs: Connection) -> None:
-    docs.execute("SET LOCAL nv_embed.mode = 'sync'; INSERT INTO docs VALUES (1, 'a', 'b')")
-    assert queued(docs) == []
-    assert numbers(docs)["embedded"] == 1
     docs.execute("SET LOCAL nv_embed.mode = 'off'; INSERT INTO docs VALUES (2, 'c', 'd')")
     assert queued(docs) == []
-    assert numbers(docs) == {"rows": 2, "embedded": 1, "pending": 0, "failed": 0, "blank": 0, "coverage": 0.5}
+    assert numbers(docs) == {"rows": 1, "embedded": 0, "pending": 0, "failed": 0, "blank": 0, "coverage": 0.0}
     docs.execute("SET LOCAL nv_embed.mode = ''; INSERT INTO docs VALUES (3, 'e', 'f')")
     assert queued(docs) == ["3"]
     with pytest.raises(psycopg.Error) as raised, docs.transaction():
@@ -209,9 +219,16 @@ def test_the_mode_of_a_transaction_goes_before_the_declared_one(docs: Connection
     assert raised.value.sqlstate == "22023"
 
 
-def test_a_text_that_changes_in_mode_off_keeps_no_vector_of_the_one_before(docs: Connection) -> None:
+@EXTENSION
+def test_a_row_can_be_embedded_at_once_although_the_declared_mode_is_async(docs: Connection) -> None:
+    docs.execute("SET LOCAL nv_embed.mode = 'sync'; INSERT INTO docs VALUES (1, 'a', 'b')")
+    assert queued(docs) == []
+    assert numbers(docs)["embedded"] == 1
+
+
+def test_a_text_that_changes_in_mode_off_keeps_no_vector_of_the_one_before(docs: Connection, client: Client) -> None:
     docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'), (2, 'c', 'd')")
-    settle(docs)
+    settle(docs, client)
     docs.execute("SET LOCAL nv_embed.mode = 'off'; UPDATE docs SET body = 'new' WHERE id = 1; UPDATE docs SET views = 3")
     assert docs.execute("SELECT id FROM docs WHERE embedding IS NULL").fetchall() == [(1,)]
     assert queued(docs) == []
@@ -220,6 +237,7 @@ def test_a_text_that_changes_in_mode_off_keeps_no_vector_of_the_one_before(docs:
     assert queued(docs) == ["1"]
 
 
+@EXTENSION
 def test_a_sync_update_settles_what_waited(docs: Connection) -> None:
     docs.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
     docs.execute("SET LOCAL nv_embed.mode = 'sync'; UPDATE docs SET body = 'new'")
@@ -242,6 +260,7 @@ def test_refresh_in_mode_off_does_what_is_declared(docs: Connection) -> None:
     assert queued(docs) == ["1"]
 
 
+@EXTENSION
 def test_what_triggers_do_not_see_is_found_by_refresh(docs: Connection) -> None:
     docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'), (2, 'c', 'd')")
     settle(docs)
@@ -254,6 +273,7 @@ def test_what_triggers_do_not_see_is_found_by_refresh(docs: Connection) -> None:
     assert numbers(docs) == {"rows": 2, "embedded": 0, "pending": 2, "failed": 0, "blank": 0, "coverage": 0.0}
 
 
+@EXTENSION
 def test_the_mode_can_be_changed_at_any_time(docs: Connection) -> None:
     docs.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
     docs.execute("SELECT nv_embed.alter_auto_embed('docs', mode => 'sync')")
@@ -294,12 +314,14 @@ def test_a_cast_of_the_users_is_never_called_with_the_owners_rights(docs: Connec
     docs.execute("INSERT INTO moods VALUES ('ok', 'fine'); UPDATE moods SET body = 'well'; DELETE FROM moods")
 
 
-def test_a_writer_needs_no_right_on_the_queue(docs: Connection) -> None:
-    docs.execute("GRANT INSERT, UPDATE, DELETE, SELECT ON docs TO app; SET LOCAL ROLE app")
-    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'); UPDATE docs SET id = 2, body = 'c'")
-    assert docs.execute("SELECT * FROM nv_embed.job").fetchall() == []
-    docs.execute("RESET ROLE")
-    assert queued(docs) == ["2"]
+def test_a_writer_needs_no_right_on_the_queue(connect: Callable[..., Connection]) -> None:
+    owner, app = connect(), connect("app")
+    owner.execute(DOCS)
+    owner.execute(DECLARE)
+    owner.execute("GRANT INSERT, UPDATE, DELETE, SELECT ON docs TO app")
+    app.execute("INSERT INTO docs VALUES (1, 'a', 'b'); UPDATE docs SET id = 2, body = 'c'")
+    assert app.execute("SELECT * FROM nv_embed.job").fetchall() == []
+    assert queued(owner) == ["2"]
 
 
 def test_a_claim_reads_the_front_of_the_queue_by_its_index_and_leaves_the_indexes_alone(docs: Connection) -> None:
@@ -333,12 +355,15 @@ def test_new_work_goes_before_retries_and_each_generation_has_its_share(docs: Co
     assert len(rest) == 91
 
 
-def test_status_and_failures_show_what_their_reader_owns(docs: Connection) -> None:
-    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'); UPDATE nv_embed.job SET retry_at = 'infinity'")
-    docs.execute("GRANT SELECT ON docs TO app; SET LOCAL ROLE app")
-    assert docs.execute("SELECT FROM nv_embed.status").fetchall() == []
-    assert docs.execute("SELECT FROM nv_embed.failures").fetchall() == []
-    assert one(docs, "SELECT nv_embed.retry()") == 0
-    docs.execute("RESET ROLE; ALTER TABLE docs OWNER TO app; SET LOCAL ROLE app")
-    assert docs.execute("SELECT rows, failed FROM nv_embed.status").fetchall() == [(1, 1)]
-    assert one(docs, "SELECT nv_embed.retry()") == 1
+def test_status_and_failures_show_what_their_reader_owns(connect: Callable[..., Connection], cluster: Cluster, own_database: str) -> None:
+    owner, app = connect(), connect("app")
+    owner.execute(DOCS)
+    owner.execute(DECLARE)
+    owner.execute("INSERT INTO docs VALUES (1, 'a', 'b'); UPDATE nv_embed.job SET retry_at = 'infinity'; GRANT SELECT ON docs TO app")
+    assert app.execute("SELECT FROM nv_embed.status").fetchall() == []
+    assert app.execute("SELECT FROM nv_embed.failures").fetchall() == []
+    assert one(app, "SELECT nv_embed.retry()") == 0
+    with cluster.connect(own_database) as superuser:
+        superuser.execute("ALTER TABLE docs OWNER TO app")
+    assert app.execute("SELECT rows, failed FROM nv_embed.status").fetchall() == [(1, 1)]
+    assert one(app, "SELECT nv_embed.retry()") == 1

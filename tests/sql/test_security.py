@@ -7,6 +7,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 from conftest import Connection
+from installs import BOTH, LIBRARY
 from vectors import one
 
 
@@ -26,6 +27,7 @@ def test_an_ordinary_role_can_embed_search_and_declare(app: Connection) -> None:
     app.execute("SELECT nv_embed.drop_auto_embed('own')")
 
 
+@BOTH
 @pytest.mark.parametrize(
     "statement",
     [
@@ -33,17 +35,39 @@ def test_an_ordinary_role_can_embed_search_and_declare(app: Connection) -> None:
         "UPDATE nv_embed.settings SET endpoint = '127.0.0.1:1'",
         "DELETE FROM nv_embed.settings",
         "SELECT nv_embed.configure('127.0.0.1:1')",
-        "SELECT nv_embed.start_session()",
         "COPY nv_embed.settings TO STDOUT",
         "CREATE FUNCTION nv_embed.evil() RETURNS int LANGUAGE sql AS 'SELECT 1'",
-        "CREATE FUNCTION evil() RETURNS int LANGUAGE plpython3u AS 'return 1'",
-        "ALTER FUNCTION nv_embed(text, int, text, text, text) SET search_path = public",
+        "ALTER FUNCTION nv_truncate(vector, int) SET search_path = public",
         "TRUNCATE nv_embed.embedding CASCADE",
     ],
 )
 def test_an_ordinary_role_cannot_read_or_change_where_texts_go(app: Connection, statement: str) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         app.execute(statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT nv_embed.start_session()",
+        "CREATE FUNCTION evil() RETURNS int LANGUAGE plpython3u AS 'return 1'",
+        "ALTER FUNCTION nv_embed(text, int, text, text, text) SET search_path = public",
+    ],
+)
+def test_an_ordinary_role_cannot_run_python_of_its_own(app: Connection, statement: str) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        app.execute(statement)
+
+
+@LIBRARY
+@pytest.mark.parametrize("table", ["installation", "model", "alembic_version"])
+def test_what_the_library_keeps_is_read_by_all_and_written_by_its_owner(app: Connection, table: str) -> None:
+    assert app.execute(f"SELECT * FROM nv_embed.{table}").rowcount == 1
+    for statement in ("DELETE FROM nv_embed.{}", "INSERT INTO nv_embed.{} DEFAULT VALUES", "TRUNCATE nv_embed.{}"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            app.execute(statement.format(table))
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        app.execute("SELECT nv_embed.record_models('[]')")
 
 
 def test_no_setting_holds_or_moves_the_endpoint(app: Connection, connect: Callable[..., Connection]) -> None:
@@ -105,6 +129,7 @@ def test_default_privileges_and_roles_that_read_all_data_do_not_open_the_setting
             app.execute(statement)
 
 
+@BOTH
 def test_a_role_cannot_declare_on_anothers_table_or_forge_its_declaration(app: Connection, connect: Callable[..., Connection]) -> None:
     owner = connect()
     owner.execute("CREATE TABLE docs (id int PRIMARY KEY, body text); GRANT SELECT, INSERT ON docs TO app")
@@ -170,20 +195,38 @@ def test_a_member_of_nv_embed_admin_may_configure(connect: Callable[..., Connect
         owner.execute("REVOKE nv_embed_admin FROM app")
 
 
+OURS = """
+    (
+        SELECT 'pg_proc'::regclass AS catalog, p.oid FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+        WHERE n.nspname = 'nv_embed' OR n.nspname = 'public' AND p.proname LIKE 'nv\\_%'
+        UNION ALL
+        SELECT 'pg_class', c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'nv_embed' AND c.relkind NOT IN ('S', 'i')
+        UNION ALL
+        SELECT 'pg_namespace', oid FROM pg_namespace WHERE nspname = 'nv_embed'
+    ) AS ours
+"""
+
+
+@BOTH
 def test_every_function_that_runs_as_its_owner_pins_its_search_path(db: Connection) -> None:
-    unpinned = db.execute(
-        "SELECT p.oid::regprocedure::text FROM pg_proc AS p JOIN pg_depend AS d ON d.objid = p.oid AND d.deptype = 'e'"
-        " JOIN pg_extension AS e ON e.oid = d.refobjid AND e.extname = 'nv_embed'"
-        " WHERE p.prosecdef AND NOT coalesce(p.proconfig @> ARRAY['search_path=pg_catalog, pg_temp'], false)"
-    ).fetchall()
-    assert unpinned == []
+    functions = f"pg_proc AS p JOIN {OURS} ON ours.oid = p.oid AND ours.catalog = 'pg_proc'::regclass WHERE p.prosecdef"
+    assert one(db, f"SELECT count(*) FROM {functions}") > 0
+    unpinned = f"SELECT p.oid::regprocedure::text FROM {functions} AND NOT coalesce(p.proconfig @> ARRAY['search_path=pg_catalog, pg_temp'], false)"
+    assert db.execute(unpinned).fetchall() == []
 
 
-def test_every_object_of_the_extension_carries_a_comment(db: Connection) -> None:
-    silent = db.execute(
-        "SELECT pg_describe_object(d.classid, d.objid, 0) FROM pg_depend AS d JOIN pg_extension AS e ON e.oid = d.refobjid AND e.extname = 'nv_embed'"
-        " WHERE d.deptype = 'e' AND d.classid IN ('pg_proc'::regclass, 'pg_class'::regclass, 'pg_namespace'::regclass)"
-        " AND obj_description(d.objid, d.classid::regclass::name) IS NULL"
-        " AND NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = d.objid AND c.relkind IN ('S', 'i'))"
-    ).fetchall()
-    assert silent == []
+@BOTH
+def test_every_object_carries_a_comment(db: Connection) -> None:
+    assert one(db, f"SELECT count(*) FROM {OURS}") > 50
+    silent = f"SELECT pg_describe_object(catalog, oid, 0) FROM {OURS} WHERE obj_description(oid, catalog::text::name) IS NULL"
+    assert db.execute(silent).fetchall() == []
+
+
+def test_every_object_of_ours_is_the_extensions(db: Connection) -> None:
+    apart = (
+        f"SELECT pg_describe_object(catalog, oid, 0) FROM {OURS} WHERE NOT EXISTS ("
+        "SELECT FROM pg_depend AS d JOIN pg_extension AS e ON e.oid = d.refobjid AND e.extname = 'nv_embed'"
+        " WHERE d.classid = catalog AND d.objid = ours.oid AND d.deptype = 'e')"
+    )
+    assert db.execute(apart).fetchall() == []

@@ -11,11 +11,14 @@ from typing import Any
 
 import grpc
 import numpy
+import psycopg
 import pytest
 from chunks import OVERLAP, TOKENS, in_step
 from conftest import Connection
 from counting import Counter, counted
+from installs import BOTH, Install
 from program import eventually
+from psycopg.types.json import Jsonb
 from servers import Sidecar
 from vectors import cosine, one, parsed
 
@@ -23,6 +26,8 @@ from nv_embed.client import Client
 from nv_embed.cluster import Cluster
 from nv_embed.lanes import Lane
 from nv_embed.worker import Settings, Worker
+
+pytestmark = BOTH
 
 DOCS = "CREATE TABLE docs (id int PRIMARY KEY, title text, body text)"
 DECLARE = "SELECT nv_embed.auto_embed('docs', '{title}: {body}', dim => 384, mode => 'async')"
@@ -57,8 +62,19 @@ class Site:
 
 
 @pytest.fixture
-def site(cluster: Cluster, own_database: str, connect: Callable[..., Connection], sidecar: Sidecar) -> Site:
-    return Site(connect, cluster.dsn(own_database), sidecar.address)
+def site(install: Install, own_database: str, connect: Callable[..., Connection], sidecar: Sidecar) -> Site:
+    return Site(connect, install.dsn(own_database), sidecar.address)
+
+
+@pytest.fixture
+def embedder(cluster: Cluster, install: Install, own_database: str, site: Site) -> Iterator[Site]:
+    """The same database, for workers of a role that may do no more than embed."""
+    with cluster.connect(own_database) as superuser:
+        if not superuser.execute("SELECT FROM pg_roles WHERE rolname = 'nv_embed_worker'").rowcount:
+            superuser.execute("CREATE ROLE nv_embed_worker NOLOGIN")
+        superuser.execute("DROP ROLE IF EXISTS embedder; CREATE ROLE embedder LOGIN PASSWORD 'embedder' IN ROLE nv_embed_worker")
+        yield Site(site.connect, install.dsn(own_database, "embedder"), site.endpoint)
+        superuser.execute("DROP OWNED BY embedder; DROP ROLE embedder")
 
 
 @pytest.fixture
@@ -298,39 +314,77 @@ def test_a_table_that_refuses_its_vectors_has_its_rows_fail_and_holds_up_no_othe
 
 
 def test_a_worker_role_needs_few_rights_and_says_which_are_missing(
-    docs: Connection, site: Site, cluster: Cluster, client: Client, caplog: pytest.LogCaptureFixture
+    docs: Connection, embedder: Site, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    docs.execute("DROP ROLE IF EXISTS embedder; CREATE ROLE embedder LOGIN PASSWORD 'embedder' IN ROLE nv_embed_worker")
     docs.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
-    limited = Site(site.connect, cluster.dsn(one(docs, "SELECT current_database()"), user="embedder", password="embedder"), site.endpoint)
-    limited.drain()
+    embedder.drain()
     assert "permission denied" in caplog.text or "GRANT" in caplog.text
     assert status(docs) == (1, 0, 1, 0)
     docs.execute("GRANT SELECT, UPDATE (embedding) ON docs TO embedder")
-    limited.drain()
+    embedder.drain()
     assert fresh(docs, client) == 1
-    docs.execute("DROP OWNED BY embedder; DROP ROLE embedder")
 
 
-def test_rows_that_the_worker_may_not_see_are_an_error_and_stay_queued(
-    docs: Connection, site: Site, cluster: Cluster, caplog: pytest.LogCaptureFixture
-) -> None:
-    docs.execute("DROP ROLE IF EXISTS embedder; CREATE ROLE embedder LOGIN PASSWORD 'embedder' IN ROLE nv_embed_worker")
+def test_rows_that_the_worker_may_not_see_are_an_error_and_stay_queued(docs: Connection, embedder: Site, caplog: pytest.LogCaptureFixture) -> None:
     docs.execute("GRANT SELECT, UPDATE (embedding) ON docs TO embedder; ALTER TABLE docs ENABLE ROW LEVEL SECURITY")
     docs.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
-    limited = Site(site.connect, cluster.dsn(one(docs, "SELECT current_database()"), user="embedder", password="embedder"), site.endpoint)
-    limited.drain()
+    embedder.drain()
     assert "row-level security" in caplog.text
     assert status(docs) == (1, 0, 1, 0)
-    docs.execute("DROP OWNED BY embedder; DROP ROLE embedder")
 
 
-def test_a_writer_in_the_middle_of_a_transaction_is_never_in_a_deadlock_with_a_worker(docs: Connection, site: Site) -> None:
+@pytest.fixture
+def own(site: Site) -> Connection:
+    """A connection of the ordinary role `app`, to whom the table docs belongs."""
+    app = site.connect("app")
+    app.execute(DOCS)
+    app.execute(DECLARE)
+    return app
+
+
+def test_the_owner_of_a_table_can_run_a_worker_of_its_own(own: Connection, site: Site, install: Install, client: Client) -> None:
+    site.connect().execute("CREATE TABLE other (id int PRIMARY KEY, body text)")
+    site.connect().execute("SELECT nv_embed.auto_embed('other', '{body}', dim => 384, mode => 'async'); INSERT INTO other VALUES (1, 'x')")
+    with Site(site.connect, install.dsn(own.info.dbname, "app"), site.endpoint).worker(poll_s=60.0):
+        assert eventually(lambda: one(own, "SELECT count(*) FROM nv_embed.worker WHERE is_waiting AND role_name = 'app'") == 1)
+        own.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 300) AS n")
+        assert one(own, "SELECT nv_embed.wait('docs', timeout => '30 s')")
+        assert eventually(lambda: one(own, "SELECT rate FROM nv_embed.status") > 0)
+    assert fresh(own, client) == 300
+    assert one(own, "SELECT count(*) FROM nv_embed.worker") == 0
+    assert one(site.connect(), "SELECT pending FROM nv_embed.status WHERE relation = 'other'::regclass") == 1
+
+
+def test_a_role_that_may_not_embed_for_a_table_changes_nothing_of_its_rate_and_wakes_no_one_for_ever(own: Connection, site: Site) -> None:
+    owner = site.connect()
+    owner.execute("CREATE TABLE other (id int PRIMARY KEY, body text)")
+    owner.execute("SELECT nv_embed.auto_embed('other', '{body}', dim => 384, mode => 'async')")
+    rates = {str(id): 7 for (id,) in owner.execute("SELECT id FROM nv_embed.generation")}
+    own.execute("SELECT nv_embed.beat(NULL, 'here', true, %s)", [Jsonb(rates)])
+    assert owner.execute("SELECT relation::text, rate FROM nv_embed.status ORDER BY 1").fetchall() == [("docs", 7), ("other", 0)]
+    for statement in (
+        "INSERT INTO nv_embed.worker (name, role_name) VALUES ('me', 'postgres')",
+        "UPDATE nv_embed.worker SET role_name = 'postgres'",
+        "UPDATE nv_embed.worker SET seen_at = now() + interval '1 year'",
+    ):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            own.execute(statement)
+    owner.execute("LISTEN nv_embed_job")
+    writes = ("INSERT INTO other VALUES (1, 'x')", "UPDATE other SET body = 'y'")
+    for write, is_heard in zip(writes, (True, False), strict=True):
+        owner.execute(write)
+        assert bool(list(owner.notifies(timeout=0, stop_after=1))) is is_heard
+        owner.execute("UPDATE nv_embed.worker SET seen_at = now() - interval '2 min'")
+    own.execute("SELECT nv_embed.beat(NULL, 'there', true, '{}')")
+    assert own.execute("SELECT name FROM nv_embed.worker").fetchall() == [("there",)]
+
+
+def test_a_writer_in_the_middle_of_a_transaction_is_never_in_a_deadlock_with_a_worker(docs: Connection, site: Site, client: Client) -> None:
     docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 3) AS n")
     generation, keys = one(docs, "SELECT id FROM nv_embed.generation"), ["{1}", "{2}", "{3}"]
     ids = [id for _, _, id, _ in docs.execute("SELECT * FROM nv_embed.claim(ARRAY[%s]::bigint[], 3, '1 min') ORDER BY key", [generation])]
     digests = [digest for (digest,) in docs.execute("SELECT digest FROM nv_embed.read(%s, %s, 1000) ORDER BY place", [generation, keys])]
-    vectors = [one(docs, "SELECT nv_embed('x', 384)::text")] * 3
+    vectors = [str(client.embed(["x"], dim=384)[0].tolist())] * 3
     writer = site.connect()
     writer.execute("BEGIN; UPDATE docs SET body = 'changed' WHERE id = 2; INSERT INTO docs VALUES (4, 'a', 'b')")
     docs.execute("SET statement_timeout = '5 s'")
@@ -444,13 +498,9 @@ def test_whole_rows_and_pieces_that_share_a_model_are_sent_together(site: Site, 
     assert [sorted(page) for page in counter.pages] == [["a: b", "a: b", "c: d", "c: d"]]
 
 
-def test_a_worker_role_embeds_pieces_with_what_is_granted_on_the_table_alone(site: Site, book: Connection, cluster: Cluster, client: Client) -> None:
+def test_a_worker_role_embeds_pieces_with_what_is_granted_on_the_table_alone(book: Connection, embedder: Site, client: Client) -> None:
     book.execute(f"INSERT INTO docs SELECT n, 't', {pieces_of(60)} FROM generate_series(1, 5) AS n")
-    book.execute(
-        "DROP ROLE IF EXISTS embedder; CREATE ROLE embedder LOGIN PASSWORD 'embedder' IN ROLE nv_embed_worker; GRANT SELECT ON docs TO embedder"
-    )
-    limited = Site(site.connect, cluster.dsn(one(book, "SELECT current_database()"), user="embedder", password="embedder"), site.endpoint)
-    limited.drain()
+    book.execute("GRANT SELECT ON docs TO embedder")
+    embedder.drain()
     in_step(book, client)
     assert status(book) == (5, 5, 0, 0)
-    book.execute("DROP OWNED BY embedder; DROP ROLE embedder")

@@ -1,0 +1,71 @@
+-- 0.1.0 to 0.2.0: modes async and off, with a queue and workers; the numbers of nv_embed.status; chunk tables.
+
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'nv_embed_worker') THEN
+        CREATE ROLE nv_embed_worker NOLOGIN;
+    END IF;
+END
+$$;
+
+-- Declarations of tables that were dropped, and the triggers of the others.
+DELETE FROM nv_embed.embedding AS e WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid = e.relation);
+DO $$
+DECLARE
+    t record;
+BEGIN
+    FOR t IN
+        SELECT g.tgname, n.nspname, c.relname
+        FROM pg_catalog.pg_trigger AS g
+        JOIN pg_catalog.pg_class AS c ON c.oid = g.tgrelid
+        JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE g.tgfoid = 'nv_embed.embed_written_rows()'::regprocedure AND g.tgparentid = 0
+    LOOP
+        EXECUTE pg_catalog.format('DROP TRIGGER %I ON %I.%I', t.tgname, t.nspname, t.relname);
+    END LOOP;
+END
+$$;
+
+-- What is gone, or takes or returns other things now.
+DROP FUNCTION nv_embed.embed_written_rows();
+DROP FUNCTION nv_embed.has_few_to_fill(regclass, name);
+DROP FUNCTION nv_embed.fill(bigint, refcursor);
+DROP FUNCTION nv_embed.candidates_sql(nv_embed.embedding, name, text);
+DROP FUNCTION nv_embed.check_may_fill(regclass, name);
+DROP FUNCTION nv_embed.declare_embedding(regclass, text, name, int, text, text, text, text);
+DROP FUNCTION nv_embed.search_sql(regclass, name, int, int, text);
+DROP FUNCTION @extschema@.nv_search(anyelement, vector, int, name, int, boolean, real, text);
+DROP FUNCTION @extschema@.nv_search(anyelement, text, int, name, int, boolean, real, text);
+
+ALTER TABLE nv_embed.embedding
+    DROP CONSTRAINT embedding_mode_check,
+    ADD CONSTRAINT embedding_mode_check CHECK (mode IN ('sync', 'async', 'off')),
+    ADD COLUMN chunk_tokens int CHECK (chunk_tokens > 0),
+    ADD COLUMN chunk_overlap int NOT NULL DEFAULT 0 CHECK (chunk_overlap >= 0);
+ALTER TABLE nv_embed.generation ADD COLUMN chunks regclass;
+COMMENT ON COLUMN nv_embed.embedding.chunk_tokens IS 'Tokens of a piece at most; NULL where a row is embedded whole.';
+COMMENT ON COLUMN nv_embed.embedding.chunk_overlap IS 'Tokens that a piece repeats of the one before.';
+COMMENT ON COLUMN nv_embed.generation.target IS 'The column that holds this generation''s vectors: of the user''s table, or of the chunk table.';
+COMMENT ON COLUMN nv_embed.generation.chunks IS 'The chunk table; NULL where a row is embedded whole.';
+GRANT UPDATE (mode, truncate) ON nv_embed.embedding TO PUBLIC;
+GRANT INSERT (chunk_tokens, chunk_overlap) ON nv_embed.embedding TO PUBLIC;
+GRANT INSERT (chunks) ON nv_embed.generation TO PUBLIC;
+
+-- @include schema/job.sql
+-- @include schema/tally.sql
+-- @include schema/worker.sql
+
+SELECT pg_catalog.pg_extension_config_dump('nv_embed.job', '');
+SELECT pg_catalog.pg_extension_config_dump('nv_embed.backfill', '');
+SELECT pg_catalog.pg_extension_config_dump('nv_embed.tally', '');
+SELECT pg_catalog.pg_extension_config_dump('nv_embed.job_id_seq', '');
+
+-- @include functions
+
+-- What is declared goes on with triggers that count and queue. Rows that are there are counted now where they are few, else by the workers or by
+-- nv_embed.refresh().
+DO $$
+BEGIN
+    PERFORM nv_embed.add_triggers(e.relation, e.id), nv_embed.begin_backfill(e.relation, e.target) FROM nv_embed.embedding AS e ORDER BY e.id;
+END
+$$;
