@@ -217,10 +217,17 @@ class Lane:
     def _backfill(self, generations: Sequence[Generation]) -> bool:
         assert self._queue is not None
         try:
-            return any(self._queue.backfill_step(generation.id) is not None for generation in generations)
+            return any(self._backfill_step(generation) for generation in generations)
         except GIVES_WAY:
             self._pause(SHORTEST_PAUSE_S)
             return True
+
+    def _backfill_step(self, generation: Generation) -> bool:
+        assert self._queue is not None
+        try:
+            return self._queue.backfill_step(generation.id) is not None
+        except psycopg.ProgrammingError as error:
+            raise Refused(generation, error) from error
 
     def _read(self, generation: Generation, jobs: list[Job]) -> list[Text]:
         """The texts that are to be embedded; what needs no embedding is dealt with."""

@@ -63,9 +63,18 @@ SELECT pg_catalog.pg_extension_config_dump('nv_embed.job_id_seq', '');
 -- @include functions
 
 -- What is declared goes on with triggers that count and queue. Rows that are there are counted now where they are few, else by the workers or by
--- nv_embed.refresh().
+-- nv_embed.refresh(). Where a column is gone, so that nothing can be counted, its owner's error says so as before, and must not hold this up.
 DO $$
+DECLARE
+    e nv_embed.embedding;
 BEGIN
-    PERFORM nv_embed.add_triggers(e.relation, e.id), nv_embed.begin_backfill(e.relation, e.target) FROM nv_embed.embedding AS e ORDER BY e.id;
+    FOR e IN SELECT * FROM nv_embed.embedding AS s ORDER BY s.id LOOP
+        PERFORM nv_embed.add_triggers(e.relation, e.id);
+        BEGIN
+            PERFORM nv_embed.begin_backfill(e.relation, e.target);
+        EXCEPTION WHEN undefined_column THEN
+            INSERT INTO nv_embed.backfill (generation) SELECT g.id FROM nv_embed.generation AS g WHERE g.embedding = e.id;
+        END;
+    END LOOP;
 END
 $$;

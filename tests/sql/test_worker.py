@@ -149,6 +149,17 @@ def test_rows_that_a_large_table_has_are_queued_in_steps_and_counted(site: Site,
     assert fresh(db, client) == 5002
 
 
+def test_a_table_whose_rows_cannot_be_counted_holds_up_no_other(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    db = site.connect()
+    for name in ("broken", "whole"):
+        db.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, body text); INSERT INTO {name} SELECT n, 'body' FROM generate_series(1, 1001) AS n")
+        db.execute(f"SELECT nv_embed.auto_embed('{name}', '{{body}}', dim => 384, mode => 'async')")
+    db.execute("ALTER TABLE broken DROP COLUMN embedding")
+    site.drain()
+    assert "public.broken" in caplog.text
+    assert db.execute("SELECT embedded, pending FROM nv_embed.status WHERE relation = 'whole'::regclass").fetchone() == (1001, 0)
+
+
 def test_one_poison_row_among_many_fails_alone_and_can_be_mended(docs: Connection, site: Site, client: Client) -> None:
     docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 10000) AS n")
     docs.execute("UPDATE docs SET body = repeat('word ', 9000) WHERE id = 7777")

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 from catalog import described, differences
 from conftest import Connection
@@ -32,7 +33,7 @@ RELEASED = sorted(file.stem.removeprefix("nv_embed--") for file in (EXTENSION / 
 
 @pytest.fixture(params=RELEASED)
 def old(cluster: Cluster, sidecar: Sidecar, request: pytest.FixtureRequest) -> Iterator[Connection]:
-    """A database with a released version and tables declared by it: few rows, many, an odd name, partitions, and one that was dropped."""
+    """A database with a released version and tables declared by it: with few rows, many, partitions, without its column, and gone."""
     cluster.create_database("old")
     with cluster.connect("old") as db:
         db.execute(sql.SQL("CREATE EXTENSION nv_embed VERSION {} CASCADE").format(sql.Literal(request.param)))
@@ -42,12 +43,13 @@ def old(cluster: Cluster, sidecar: Sidecar, request: pytest.FixtureRequest) -> I
         db.execute('CREATE TABLE "Odd ""Name" (id int PRIMARY KEY, body text)')
         db.execute("CREATE TABLE parts (id int PRIMARY KEY, body text) PARTITION BY RANGE (id)")
         db.execute("CREATE TABLE part PARTITION OF parts FOR VALUES FROM (0) TO (10)")
-        db.execute("CREATE TABLE gone (id int PRIMARY KEY, body text)")
-        for table in ("docs", "many", '"Odd ""Name"', "parts", "gone"):
+        db.execute("CREATE TABLE broken (id int PRIMARY KEY, body text); CREATE TABLE gone (id int PRIMARY KEY, body text)")
+        for table in ("docs", "many", '"Odd ""Name"', "parts", "broken", "gone"):
             db.execute("SELECT nv_embed.auto_embed(%s::regclass, '{body}', dim => 384)", [table])
         db.execute("INSERT INTO docs VALUES (1, 'yeast'), (2, 'violin'), (3, ' ')")
         db.execute("INSERT INTO many SELECT n, 'body ' || n FROM generate_series(1, 1200) AS n")
-        db.execute("""INSERT INTO "Odd ""Name" VALUES (1, 'odd'); INSERT INTO parts VALUES (1, 'part'); DROP TABLE gone""")
+        db.execute("""INSERT INTO "Odd ""Name" VALUES (1, 'odd'); INSERT INTO parts VALUES (1, 'part')""")
+        db.execute("ALTER TABLE broken DROP COLUMN embedding; DROP TABLE gone")
         yield db
     with cluster.connect() as connection:
         connection.execute("DROP DATABASE old WITH (FORCE)")
@@ -75,7 +77,8 @@ def test_what_was_declared_is_counted_and_goes_on_in_mode_sync(upgraded: Connect
     assert status(upgraded, '"Odd ""Name"') == (1, 1, 0, 0, 0, False)
     assert status(upgraded, "parts") == (1, 1, 0, 0, 0, False)
     assert status(upgraded, "many") == (None, None, 0, 0, None, True)
-    assert one(upgraded, "SELECT count(*) FROM nv_embed.embedding") == 4
+    assert status(upgraded, "broken") == (None, None, 0, 0, None, True)
+    assert one(upgraded, "SELECT count(*) FROM nv_embed.embedding") == 5
     upgraded.execute(
         "INSERT INTO docs VALUES (4, 'flour'); UPDATE docs SET body = 'a violin and its bow' WHERE id = 2; DELETE FROM docs WHERE id = 1"
     )
@@ -93,6 +96,32 @@ def test_what_was_declared_can_be_switched_to_a_worker(upgraded: Connection, clu
     Worker(Settings(cluster.dsn("old"), (sidecar.address,), once=True)).run()
     assert status(upgraded, "many") == (1201, 1201, 0, 0, 0, False)
     assert one(upgraded, "SELECT nv_embed.wait('many', timeout => '0 s')")
+
+
+def test_a_table_that_was_broken_is_so_still_and_can_be_mended(upgraded: Connection) -> None:
+    with pytest.raises(psycopg.errors.UndefinedColumn, match="holds its vectors and is gone"):
+        upgraded.execute("INSERT INTO broken VALUES (1, 'x')")
+    upgraded.execute("ALTER TABLE broken ADD COLUMN embedding halfvec(384); INSERT INTO broken VALUES (1, 'x')")
+    assert one(upgraded, "SELECT nv_embed.refresh('broken')") == 0
+    assert status(upgraded, "broken") == (1, 1, 0, 0, 0, False)
+
+
+@pytest.mark.parametrize("version", RELEASED)
+def test_functions_stay_in_the_schema_that_was_chosen(cluster: Cluster, sidecar: Sidecar, version: str) -> None:
+    cluster.create_database("elsewhere")
+    try:
+        with cluster.connect("elsewhere") as db:
+            db.execute('CREATE SCHEMA ai; CREATE SCHEMA "Vector Types"; CREATE EXTENSION vector SCHEMA "Vector Types"; CREATE EXTENSION plpython3u')
+            db.execute(sql.SQL("CREATE EXTENSION nv_embed SCHEMA ai VERSION {}").format(sql.Literal(version)))
+            db.execute("SELECT nv_embed.configure(%s)", [sidecar.address])
+            db.execute("CREATE TABLE docs (id int PRIMARY KEY, body text); SELECT nv_embed.auto_embed('docs', '{body}', dim => 384)")
+            db.execute("ALTER EXTENSION nv_embed UPDATE; INSERT INTO docs VALUES (1, 'x')")
+            assert db.execute("SELECT (hit).id FROM ai.nv_search(NULL::docs, 'x')").fetchall() == [(1,)]
+            strays = "SELECT proname FROM pg_proc WHERE proname LIKE 'nv\\_%' AND pronamespace <> 'ai'::regnamespace"
+            assert db.execute(strays).fetchall() == []
+    finally:
+        with cluster.connect() as connection:
+            connection.execute("DROP DATABASE elsewhere WITH (FORCE)")
 
 
 def test_without_a_worker_refresh_counts_what_was_there(upgraded: Connection) -> None:
