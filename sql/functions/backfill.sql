@@ -44,7 +44,7 @@ DECLARE
     after text;
 BEGIN
     PERFORM nv_embed.check_sees_all(e.relation);
-    SELECT string_agg(format('t.%I', k.column_name), ', ' ORDER BY k.place), string_agg(format('($2)[%s]::%s', k.place, k.type), ', ' ORDER BY k.place)
+    SELECT string_agg(format('t.%I', k.column_name), ', ' ORDER BY k.place), string_agg(format('($2::pg_catalog.text[])[%s]::%s', k.place, k.type), ', ' ORDER BY k.place)
     INTO columns, after
     FROM nv_embed.key_columns(e.relation) AS k;
     RETURN format(
@@ -119,7 +119,7 @@ AS $$
 DECLARE
     step record;
 BEGIN
-    EXECUTE nv_embed.backfill_sql(generation, true) INTO step USING generation, NULL::text[], NULL::bigint;
+    EXECUTE nv_embed.backfill_sql(generation, true) INTO step USING generation, NULL::text, NULL::bigint;
     PERFORM nv_embed.tell(generation, 0, 0, 0, step.queued, 0);
     PERFORM nv_embed.wake();
     RETURN step.queued;

@@ -122,7 +122,7 @@ BEGIN
     RETURN format(
         'SELECT pg_catalog.array_agg(key) AS keys, pg_catalog.array_agg(text) AS texts,'
         ' pg_catalog.array_agg(CASE WHEN has_content THEN text END) AS contents'
-        ' FROM (SELECT %s::pg_catalog.text AS key, %s AS text, %s AS has_content,'
+        ' FROM (SELECT %s AS key, %s AS text, %s AS has_content,'
         ' (pg_catalog.row_number() OVER () OPERATOR(pg_catalog.-) 1) OPERATOR(pg_catalog./) %s AS page FROM %s) AS candidate GROUP BY page',
         nv_embed.key_sql(e.relation, 'n'), nv_embed.rendered(e.source, 'n'), nv_embed.has_content(e.source, 'n'),
         CASE WHEN g.chunks IS NULL THEN 1000 ELSE 100 END, nv_embed.candidates_sql(e, g, event)

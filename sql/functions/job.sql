@@ -3,8 +3,6 @@
 -- Claim, read, embed with no transaction open, write back. The lease, not a transaction, owns a job meanwhile: a worker that dies loses nothing. Whoever
 -- queues a row again takes the lease away, so that a row changed meanwhile is simply embedded again.
 --
--- Keys travel as the text of their array, so that a list of them is an array of one dimension, whatever the key.
---
 -- All of it runs with the worker's own rights: those of nv_embed_worker, or of whoever owns the table.
 
 -- SKIP LOCKED keeps workers from queueing behind each other. New work goes before retries, and each generation has its share of it: a bulk load does not
@@ -67,20 +65,20 @@ BEGIN
         );
     END IF;
     RETURN QUERY
-    UPDATE nv_embed.job AS j SET leased_until = moment + lease WHERE j.ctid = ANY (places) RETURNING j.key::text, j.id, j.attempts;
+    UPDATE nv_embed.job AS j SET leased_until = moment + lease WHERE j.ctid = ANY (places) RETURNING j.key, j.id, j.attempts;
 END
 $$;
 
 COMMENT ON FUNCTION nv_embed.claim_of(bigint, boolean, int, interval) IS 'Leases jobs of one generation: those that were never tried, or those that failed and are due.';
 
 -- A job that somebody is queueing again is left out: its number is about to change, and whoever waits for that writer may hold what the writer wants next.
-CREATE OR REPLACE FUNCTION nv_embed.lock_jobs(generation bigint, keys text[], ids bigint[]) RETURNS TABLE (place bigint, key text[], stale boolean)
+CREATE OR REPLACE FUNCTION nv_embed.lock_jobs(generation bigint, keys text[], ids bigint[]) RETURNS TABLE (place bigint, key text, stale boolean)
 LANGUAGE sql ROWS 1000
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT u.place, j.key, j.stale
     FROM unnest(keys, ids) WITH ORDINALITY AS u (key, id, place)
-    JOIN nv_embed.job AS j ON j.generation = lock_jobs.generation AND j.key = u.key::text[] AND j.id = u.id
+    JOIN nv_embed.job AS j ON j.generation = lock_jobs.generation AND j.key = u.key AND j.id = u.id
     FOR UPDATE OF j SKIP LOCKED;
 $$;
 
@@ -359,7 +357,7 @@ SET search_path = pg_catalog, pg_temp
 RETURN ARRAY(
     SELECT j.history
     FROM unnest(keys) WITH ORDINALITY AS u (key, place)
-    LEFT JOIN nv_embed.job AS j ON j.generation = histories.generation AND j.key = u.key::text[]
+    LEFT JOIN nv_embed.job AS j ON j.generation = histories.generation AND j.key = u.key
     ORDER BY u.place
 );
 
@@ -372,7 +370,7 @@ AS $$
     UPDATE nv_embed.job AS j
     SET id = u.id, history = u.history, attempts = coalesce(jsonb_array_length(u.history), 0)
     FROM unnest(keys, ids, histories) AS u (key, id, history)
-    WHERE j.generation = inherit.generation AND j.key = u.key::text[];
+    WHERE j.generation = inherit.generation AND j.key = u.key;
 $$;
 
 COMMENT ON FUNCTION nv_embed.inherit(bigint, text[], bigint[], jsonb[]) IS 'Makes queued rows the jobs that they were before.';

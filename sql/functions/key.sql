@@ -34,13 +34,13 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN (
-        SELECT format('ARRAY[%s]', string_agg(format('pg_catalog.concat(%I.%I)', alias, k.column_name), ', ' ORDER BY k.place))
+        SELECT format('(ARRAY[%s]::pg_catalog.text COLLATE pg_catalog."C")', string_agg(format('pg_catalog.concat(%I.%I)', alias, k.column_name), ', ' ORDER BY k.place))
         FROM nv_embed.key_columns(relation) AS k
     );
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.key_sql(regclass, name) IS 'An SQL expression: the primary key of a row as an array of texts.';
+COMMENT ON FUNCTION nv_embed.key_sql(regclass, name) IS 'An SQL expression: the primary key of a row, each column as text, in an array that is written as text.';
 
 CREATE OR REPLACE FUNCTION nv_embed.same_key_sql(relation regclass, one name, other name) RETURNS text
 LANGUAGE plpgsql STABLE STRICT

@@ -164,7 +164,7 @@ RETURN ARRAY[
                 WHERE j.generation = $1 AND j.key = s.old_key AND (s.is_moved OR s.is_cleared)
                 RETURNING j.stale, s.key, s.is_settled
             )
-            SELECT array_agg(key::text) FILTER (WHERE NOT is_settled) AS awaiting, count(*) AS jobs, count(*) FILTER (WHERE stale) AS stale FROM gone
+            SELECT array_agg(key) FILTER (WHERE NOT is_settled) AS awaiting, count(*) AS jobs, count(*) FILTER (WHERE stale) AS stale FROM gone
         $sql$,
         nv_embed.seen_sql(e, g, 'update')
     ),
@@ -174,7 +174,7 @@ RETURN ARRAY[
             queued AS (
                 INSERT INTO nv_embed.job AS j (generation, key, stale)
                 SELECT $1, key, has_vector FROM seen
-                WHERE (is_moved OR is_cleared) AND ($2 = 'async' AND awaits OR key::text = ANY ($3))
+                WHERE (is_moved OR is_cleared) AND ($2 = 'async' AND awaits OR key = ANY ($3))
                 ON CONFLICT (generation, key) DO NOTHING
                 RETURNING j.stale
             )

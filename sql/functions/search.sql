@@ -91,7 +91,7 @@ BEGIN
     RETURN format(
         'SELECT nv_embed_hit.nv_embed_row AS hit, 1 OPERATOR(pg_catalog.-) (%1$s) AS score, nv_embed_chunk.seq, nv_embed_chunk.start_char,'
         ' nv_embed_chunk.end_char, pg_catalog.substr(nv_embed_hit.nv_embed_text, nv_embed_chunk.start_char OPERATOR(pg_catalog.+) 1,'
-        ' nv_embed_chunk.end_char OPERATOR(pg_catalog.-) nv_embed_chunk.start_char) AS content, (%2$s)::pg_catalog.text AS key'
+        ' nv_embed_chunk.end_char OPERATOR(pg_catalog.-) nv_embed_chunk.start_char) AS content, %2$s AS key'
         ' FROM %3$s AS nv_embed_chunk CROSS JOIN LATERAL'
         ' (SELECT nv_embed_row, %4$s AS nv_embed_text FROM %5$s AS nv_embed_row WHERE %6$s%7$s) AS nv_embed_hit ORDER BY %1$s',
         nv_embed.distance_sql(g, 'nv_embed_chunk'), nv_embed.key_sql(relation, 'nv_embed_chunk'), nv_embed.qualified(g.chunks),

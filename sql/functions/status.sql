@@ -43,7 +43,7 @@ COMMENT ON COLUMN nv_embed.status.chunks IS 'The chunk table, where texts are cu
 COMMENT ON COLUMN nv_embed.status.rate IS 'Rows a second that the workers embed now.';
 
 CREATE OR REPLACE VIEW nv_embed.failures WITH (security_invoker) AS
-SELECT e.relation, e.target, j.key, l.entry ->> 'error' AS error, l.entry ->> 'message' AS message, j.attempts,
+SELECT e.relation, e.target, j.key::text[] AS key, l.entry ->> 'error' AS error, l.entry ->> 'message' AS message, j.attempts,
     (j.history -> 0 ->> 'at')::timestamptz AS first_failed_at, (l.entry ->> 'at')::timestamptz AS failed_at, j.history
 FROM nv_embed.job AS j
 JOIN nv_embed.generation AS g ON g.id = j.generation

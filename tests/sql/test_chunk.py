@@ -48,7 +48,7 @@ def numbers(db: Connection) -> tuple[int, ...]:
     counted = db.execute(
         "SELECT count(*),"
         " count(*) FILTER (WHERE d.id IN (SELECT id FROM docs_embedding_chunk)"
-        " AND NOT EXISTS (SELECT FROM nv_embed.job WHERE key = ARRAY[d.id::text] AND stale)),"
+        " AND NOT EXISTS (SELECT FROM nv_embed.job WHERE key = ARRAY[d.id::text]::text AND stale)),"
         " (SELECT count(*) FROM nv_embed.job WHERE retry_at IS DISTINCT FROM 'infinity'),"
         " (SELECT count(*) FROM nv_embed.job WHERE retry_at = 'infinity'),"
         " count(*) FILTER (WHERE concat(title, body) !~ '[^[:space:]]') FROM docs AS d"

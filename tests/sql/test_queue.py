@@ -32,13 +32,13 @@ def docs(db: Connection) -> Connection:
 
 def queued(db: Connection) -> list[str]:
     """Keys of the jobs, oldest first."""
-    return [key for (key,) in db.execute("SELECT array_to_string(key, '|') FROM nv_embed.job ORDER BY id")]
+    return [key for (key,) in db.execute("SELECT array_to_string(key::text[], '|') FROM nv_embed.job ORDER BY id")]
 
 
 def settle(db: Connection, client: Client) -> None:
     """Give every queued row a vector, as a worker does."""
     for generation, key, id in db.execute(
-        "SELECT generation, key::text, id FROM nv_embed.job WHERE retry_at IS DISTINCT FROM 'infinity' ORDER BY id"
+        "SELECT generation, key, id FROM nv_embed.job WHERE retry_at IS DISTINCT FROM 'infinity' ORDER BY id"
     ).fetchall():
         read = db.execute("SELECT text, digest FROM nv_embed.read(%s, %s, 1000000)", [generation, [key]]).fetchone()
         text, digest = read or (None, None)
@@ -52,7 +52,7 @@ def numbers(db: Connection) -> dict[str, Any]:
     assert told is not None
     counted = db.execute(
         "SELECT count(*),"
-        " count(*) FILTER (WHERE d.embedding IS NOT NULL AND NOT EXISTS (SELECT FROM nv_embed.job WHERE key = ARRAY[d.id::text] AND stale)),"
+        " count(*) FILTER (WHERE d.embedding IS NOT NULL AND NOT EXISTS (SELECT FROM nv_embed.job WHERE key = ARRAY[d.id::text]::text AND stale)),"
         " (SELECT count(*) FROM nv_embed.job WHERE retry_at IS DISTINCT FROM 'infinity'),"
         " (SELECT count(*) FROM nv_embed.job WHERE retry_at = 'infinity'),"
         " count(*) FILTER (WHERE concat(title, body) !~ '[^[:space:]]') FROM docs AS d"

@@ -224,7 +224,7 @@ def test_a_text_on_which_the_engine_fails_is_found_and_tried_again(docs: Connect
     with counted(sidecar.address, failing) as server:
         site.drain(server.address)
         assert status(docs) == (100, 99, 1, 0)
-        assert docs.execute("SELECT key, attempts, retry_at > now(), retry_at < 'infinity' FROM nv_embed.job").fetchall() == [(["50"], 1, True, True)]
+        assert docs.execute("SELECT key, attempts, retry_at > now(), retry_at < 'infinity' FROM nv_embed.job").fetchall() == [("{50}", 1, True, True)]
         for attempt in range(2, 6):
             docs.execute("UPDATE nv_embed.job SET retry_at = now()")
             site.drain(server.address)
@@ -404,9 +404,9 @@ def test_a_writer_in_the_middle_of_a_transaction_is_never_in_a_deadlock_with_a_w
     docs.execute("SELECT nv_embed.fail(%s, ARRAY['{2}'], %s::bigint[], 'Error', ARRAY['no'], NULL)", [generation, [ids[1]]])
     writer.execute("UPDATE docs SET body = 'changed' WHERE id = 1; COMMIT")
     assert docs.execute("SELECT key, attempts, retry_at FROM nv_embed.job ORDER BY key").fetchall() == [
-        (["1"], 0, None),
-        (["2"], 0, None),
-        (["4"], 0, None),
+        ("{1}", 0, None),
+        ("{2}", 0, None),
+        ("{4}", 0, None),
     ]
 
 
@@ -473,7 +473,7 @@ def test_a_piece_on_which_the_engine_fails_concerns_its_row_only(book: Connectio
     with counted(sidecar.address, failing) as server:
         site.drain(server.address)
         assert status(book) == (30, 29, 1, 0)
-        assert book.execute("SELECT key, attempts FROM nv_embed.job").fetchall() == [(["11"], 1)]
+        assert book.execute("SELECT key, attempts FROM nv_embed.job").fetchall() == [("{11}", 1)]
     book.execute("UPDATE nv_embed.job SET retry_at = now()")
     site.drain()
     in_step(book, client)
