@@ -307,6 +307,7 @@ engine = sqlalchemy.create_engine(context.config.get_main_option("sqlalchemy.url
 with engine.begin() as connection:
     context.configure(connection=connection)
     context.run_migrations()
+engine.dispose()
 """
 REVISION = """
 from alembic import op
