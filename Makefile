@@ -11,7 +11,7 @@ help: ## Say what can be done
 	@echo 'make TARGET, with TARGET one of:'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 	@printf '%s\n' '' 'Variables for setup: PYTHON=/path  PG_MAJOR=17  TORCH=debian|cpu|cuda  TORCH_INDEX_URL=index with torch for the CPU' \
-	    'Variables for test:  ARGS="what pytest takes"' 'Variables for demo:  KEEP=1 leaves the table and the servers' \
+	    'Variables for test:  ARGS="what pytest takes"  JOBS=2, which is how many files are tested at a time' 'Variables for demo:  KEEP=1 leaves the table and the servers' \
 	    'Variables for bench, soak and chaos:  DATA="folders in the layout of BEIR"  MINUTES=10'
 
 setup: ## Install what is missing: Debian packages (as root), pgvector, the extension, .venv
@@ -30,7 +30,7 @@ down: ## Stop them
 	@if [ -x $(bin)/nv-embed ]; then $(bin)/nv-embed down; else echo 'nothing was set up here, so nothing runs'; fi
 
 test: setup ## All tests, on a real Postgres and a real sidecar
-	@$(bin)/python -m pytest $(ARGS)
+	@$(bin)/python -m pytest -n $(or $(JOBS),2) --dist loadfile $(ARGS)
 
 chaos: setup ## Ten minutes of changes while workers, sidecar and PostgreSQL are killed; MINUTES=1 for fewer, LIBRARY=1
 	@PYTHONPATH=tests $(bin)/python tests/chaos.py --minutes $(or $(MINUTES),10) $(if $(LIBRARY),--library)
