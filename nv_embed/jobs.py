@@ -8,6 +8,7 @@ In:  a connection of the worker's, in autocommit mode      Out: `Job`s and their
 """
 
 import struct
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,6 +28,9 @@ SESSION = """
     SET extra_float_digits = 3; SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET timezone = 'UTC';
     SET nv_embed.mode = 'async'; SET lock_timeout = '500ms'
 """
+
+RELEASE_PAUSES_S = (0.0, 0.02, 0.05)
+"""Before each try to release jobs that another worker may hold for a moment."""
 
 COMPONENTS = {"halfvec": ">f2", "vector": ">f4"}
 
@@ -162,12 +166,23 @@ class Queue:
 
     def release(self, jobs: Sequence[Job], lease_s: float = 0.0) -> None:
         """Another lease from now, for jobs of any generations; one of no length gives them back."""
-        for generation in {job.generation for job in jobs}:
-            mine = [job for job in jobs if job.generation == generation]
-            self.connection.execute(
-                "SELECT nv_embed.release(%s, %s, %s::bigint[], %s)",
-                [generation, [job.key for job in mine], [job.id for job in mine], timedelta(seconds=lease_s)],
-            )
+        left = list(jobs)
+        for pause_s in RELEASE_PAUSES_S:
+            time.sleep(pause_s)
+            left = [job for generation in {job.generation for job in left} for job in self._release(generation, left, lease_s)]
+            if not left:
+                break
+
+    def _release(self, generation: int, jobs: Sequence[Job], lease_s: float) -> list[Job]:
+        """Those of one generation that could not be released."""
+        mine = [job for job in jobs if job.generation == generation]
+        row = self.connection.execute(
+            "SELECT nv_embed.release(%s, %s, %s::bigint[], %s)",
+            [generation, [job.key for job in mine], [job.id for job in mine], timedelta(seconds=lease_s)],
+        ).fetchone()
+        assert row is not None
+        released = set(row[0])
+        return [job for place, job in enumerate(mine, 1) if place not in released]
 
     def backfill_step(self, generation: int) -> int | None:
         row = self.connection.execute("SELECT nv_embed.backfill_step(%s)", [generation]).fetchone()

@@ -95,17 +95,23 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.held_places(bigint, text[], bigint[]) IS 'Locks jobs that are still what they were; the places of those.';
 
-CREATE OR REPLACE FUNCTION nv_embed.release(generation bigint, keys text[], ids bigint[], lease interval) RETURNS void
+-- A worker that claims at the same moment may hold a job that is leased already, until it has seen that; whoever gives jobs back asks again then.
+CREATE OR REPLACE FUNCTION nv_embed.release(generation bigint, keys text[], ids bigint[], lease interval) RETURNS int[]
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
-    UPDATE nv_embed.job AS j
-    SET leased_until = clock_timestamp() + lease
-    FROM nv_embed.lock_jobs(release.generation, keys, ids) AS l
-    WHERE j.generation = release.generation AND j.key = l.key AND j.retry_at IS DISTINCT FROM 'infinity';
+    WITH released AS (
+        UPDATE nv_embed.job AS j
+        SET leased_until = clock_timestamp() + lease
+        FROM nv_embed.lock_jobs(release.generation, keys, ids) AS l
+        WHERE j.generation = release.generation AND j.key = l.key AND j.retry_at IS DISTINCT FROM 'infinity'
+        RETURNING l.place::int
+    )
+    SELECT ARRAY(SELECT place FROM released);
 $$;
 
-COMMENT ON FUNCTION nv_embed.release(bigint, text[], bigint[], interval) IS 'Gives jobs another lease, from now; one of no length gives them back.';
+COMMENT ON FUNCTION nv_embed.release(bigint, text[], bigint[], interval)
+    IS 'Gives jobs another lease, from now; one of no length gives them back. Returns the places of those that are not done, failed, queued again or held by somebody.';
 
 CREATE OR REPLACE FUNCTION nv_embed.settle(generation bigint, keys text[], ids bigint[]) RETURNS void
 LANGUAGE plpgsql

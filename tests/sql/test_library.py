@@ -268,7 +268,6 @@ def test_without_a_known_model_nothing_can_be_declared(dsn: str, program: Progra
         "SELECT nv_embed.auto_embed('other', '{body}', mode => 'sync')",
         "SELECT nv_embed.alter_auto_embed('docs', mode => 'sync')",
         "SET nv_embed.mode = 'sync'; INSERT INTO docs VALUES (1, 'x')",
-        "SET nv_embed.mode = 'off'; INSERT INTO docs VALUES (1, 'x'); SELECT nv_embed.refresh('docs')",
     ],
 )
 def test_mode_sync_is_refused_with_what_to_use_instead(dsn: str, sidecar: Sidecar, statement: str) -> None:

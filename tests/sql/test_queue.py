@@ -261,9 +261,9 @@ def test_refresh_in_mode_off_does_what_is_declared(docs: Connection) -> None:
 
 
 @EXTENSION
-def test_what_triggers_do_not_see_is_found_by_refresh(docs: Connection) -> None:
+def test_what_triggers_do_not_see_is_found_by_refresh(docs: Connection, client: Client) -> None:
     docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'), (2, 'c', 'd')")
-    settle(docs)
+    settle(docs, client)
     docs.execute("SET LOCAL session_replication_role = replica")
     docs.execute("INSERT INTO docs VALUES (3, 'e', 'f'); DELETE FROM docs WHERE id = 1; UPDATE docs SET embedding = NULL WHERE id = 2")
     docs.execute("SET LOCAL session_replication_role = origin")

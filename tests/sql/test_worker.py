@@ -24,6 +24,7 @@ from vectors import cosine, one, parsed
 
 from nv_embed.client import Client
 from nv_embed.cluster import Cluster
+from nv_embed.jobs import Queue
 from nv_embed.lanes import Lane
 from nv_embed.worker import Settings, Worker
 
@@ -276,6 +277,19 @@ def test_a_worker_that_dies_loses_nothing(docs: Connection, site: Site, client: 
     with site.worker():
         assert one(docs, "SELECT nv_embed.wait('docs', timeout => '30 s')")
     assert fresh(docs, client) == 50
+
+
+def test_a_job_that_another_worker_looks_at_is_given_back_all_the_same(docs: Connection, site: Site) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
+    queue = Queue(site.connect())
+    jobs = queue.claim([one(docs, "SELECT id FROM nv_embed.generation")], 1, 60.0)
+    looking = site.connect()
+    looking.execute("BEGIN; SELECT FROM nv_embed.job FOR UPDATE")
+    thread = threading.Thread(target=queue.release, args=[jobs])
+    thread.start()
+    looking.execute("COMMIT")
+    thread.join(30)
+    assert one(docs, "SELECT leased_until <= clock_timestamp() FROM nv_embed.job")
 
 
 def test_connections_that_are_cut_are_made_again(docs: Connection, site: Site, client: Client) -> None:
