@@ -279,7 +279,8 @@ def test_a_worker_that_dies_loses_nothing(docs: Connection, site: Site, client: 
     assert fresh(docs, client) == 50
 
 
-def test_a_job_that_another_worker_looks_at_is_given_back_all_the_same(docs: Connection, site: Site) -> None:
+def test_a_job_that_another_worker_looks_at_is_given_back_all_the_same(docs: Connection, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nv_embed.jobs.RELEASE_PAUSES_S", (0.0, *[0.05] * 100))
     docs.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
     queue = Queue(site.connect())
     jobs = queue.claim([one(docs, "SELECT id FROM nv_embed.generation")], 1, 60.0)
@@ -287,6 +288,8 @@ def test_a_job_that_another_worker_looks_at_is_given_back_all_the_same(docs: Con
     looking.execute("BEGIN; SELECT FROM nv_embed.job FOR UPDATE")
     thread = threading.Thread(target=queue.release, args=[jobs])
     thread.start()
+    tried = "SELECT state = 'idle' AND query LIKE '%%release%%' FROM pg_stat_activity WHERE pid = %s"
+    assert eventually(lambda: one(docs, tried, [queue.connection.info.backend_pid]))
     looking.execute("COMMIT")
     thread.join(30)
     assert one(docs, "SELECT leased_until <= clock_timestamp() FROM nv_embed.job")
