@@ -35,11 +35,22 @@ CREATE OR REPLACE FUNCTION nv_embed.check_target(e nv_embed.embedding, g nv_embe
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    missing name;
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = coalesce(g.chunks, e.relation) AND a.attname = g.target AND NOT a.attisdropped) THEN
         RAISE EXCEPTION '% of % holds its vectors and is gone',
             CASE WHEN g.chunks IS NULL THEN 'column ' || quote_ident(g.target) ELSE 'the chunk table' END, nv_embed.qualified(e.relation)
             USING ERRCODE = '42703', HINT = format('call nv_embed.drop_auto_embed(%L, %L), or bring it back', nv_embed.qualified(e.relation), e.target);
+    END IF;
+    IF g.chunks IS NOT NULL THEN
+        SELECT k.column_name INTO missing
+        FROM nv_embed.key_columns(e.relation) AS k
+        WHERE nv_embed.column_type(g.chunks, k.column_name) IS NULL;
+        IF FOUND THEN
+            RAISE EXCEPTION 'chunk table % has no column %, as the primary key of % has', nv_embed.qualified(g.chunks), quote_ident(missing), nv_embed.qualified(e.relation)
+                USING ERRCODE = '42703', HINT = format('if that was renamed, rename the one of the chunk table too: ALTER TABLE %s RENAME … TO %I', nv_embed.qualified(g.chunks), missing);
+        END IF;
     END IF;
 END
 $$;

@@ -116,7 +116,7 @@ SET ivfflat.iterative_scan = relaxed_order
 SET cursor_tuple_fraction = 0.001
 AS $$
 DECLARE
-    searched CONSTANT regclass := nv_embed.row_relation(pg_catalog.pg_typeof(relation));
+    searched CONSTANT pg_catalog.regclass := nv_embed.row_relation(pg_catalog.pg_typeof(relation));
     g CONSTANT nv_embed.generation := nv_embed.live_generation(searched, target);
     statement CONSTANT pg_catalog.text := nv_embed.search_sql(searched, g, k, dim, filter);
     met pg_catalog.text[] := '{}';

@@ -314,6 +314,19 @@ def test_a_chunk_table_that_was_dropped_is_named(docs: Connection) -> None:
     docs.execute("SELECT nv_embed.drop_auto_embed('docs'); DELETE FROM docs")
 
 
+def test_a_key_that_is_renamed_is_renamed_in_the_chunk_table_too(docs: Connection, client: Client) -> None:
+    docs.execute("ALTER TABLE docs RENAME id TO number")
+    for change in ("DELETE FROM docs", "INSERT INTO docs VALUES (9, 'a', 'b')", "UPDATE docs SET body = 'c'"):
+        with pytest.raises(psycopg.errors.UndefinedColumn, match="has no column number") as error, docs.transaction():
+            docs.execute(change)
+        assert "ALTER TABLE public.docs_embedding_chunk RENAME" in (error.value.diag.message_hint or "")
+    docs.execute(
+        "ALTER TABLE docs_embedding_chunk RENAME id TO number; UPDATE docs SET body = 'c' WHERE number = 6; DELETE FROM docs WHERE number = 5"
+    )
+    embed(docs, client)
+    in_step(docs, client, key=["number"])
+
+
 def test_a_name_that_is_too_long_is_cut(db: Connection) -> None:
     name = "ü" * 31
     db.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, body text)")

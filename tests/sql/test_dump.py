@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from chunks import OVERLAP, TOKENS, embed, in_step
 from conftest import Connection
 from installs import BOTH, Install, install_library, library_database
 from psycopg import sql
@@ -40,6 +41,16 @@ def restored_name(own_database: str, cluster: Cluster) -> Iterator[str]:
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(f"{own_database}_restored")))
 
 
+def restore(cluster: Cluster, install: Install, name: str, restored_name: str, folder: Path) -> None:
+    options = []
+    if install.kind == "library":
+        library_database(cluster, restored_name)
+        options = ["--schema=public", "--schema=nv_embed"]
+    else:
+        cluster.create_database(restored_name)
+    dump_and_restore(install.dsn(name), install.dsn(restored_name), folder / "dump.sql", *options)
+
+
 @BOTH
 def test_a_restored_queue_goes_on_where_the_dumped_one_was(
     connect: Callable[..., Connection], cluster: Cluster, install: Install, own_database: str, restored_name: str, tmp_path: Path, client: Client
@@ -49,13 +60,7 @@ def test_a_restored_queue_goes_on_where_the_dumped_one_was(
     db.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384, mode => 'async')")
     db.execute("SELECT nv_embed.auto_embed('other', '{body}', dim => 384, mode => 'async')")
     db.execute("INSERT INTO docs VALUES (1, 'a', NULL), (2, 'b', NULL), (4, 'd', %s)", [str(client.embed(["d"], dim=384)[0].tolist())])
-    if install.kind == "library":
-        library_database(cluster, restored_name)
-        options = ["--schema=public", "--schema=nv_embed"]
-    else:
-        cluster.create_database(restored_name)
-        options = []
-    dump_and_restore(install.dsn(own_database), install.dsn(restored_name), tmp_path / "dump.sql", *options)
+    restore(cluster, install, own_database, restored_name, tmp_path)
     with psycopg.connect(install.dsn(restored_name), autocommit=True) as restored:
         restored.execute("INSERT INTO docs VALUES (3, 'c'); DELETE FROM docs WHERE id = 1")
         assert restored.execute("SELECT key FROM nv_embed.job ORDER BY id").fetchall() == [("{2}",), ("{3}",)]
@@ -87,3 +92,28 @@ def test_a_restored_database_embeds_once_it_is_told_where_the_sidecar_is(
         restored.execute("INSERT INTO docs VALUES (3, 'flour')")
         assert one(restored, "SELECT count(embedding) FROM docs") == 3
         assert one(restored, "SELECT (hit).id FROM nv_search(NULL::docs, 'violin', k => 1)") == 2
+
+
+@BOTH
+def test_a_restored_chunk_table_follows_its_rows(
+    connect: Callable[..., Connection], cluster: Cluster, install: Install, own_database: str, restored_name: str, tmp_path: Path, client: Client
+) -> None:
+    db = connect()
+    db.execute("CREATE TABLE docs (id int PRIMARY KEY, title text, body text, tenant text DEFAULT 'app')")
+    db.execute(
+        "SELECT nv_embed.auto_embed('docs', '{title}: {body}', dim => 384, mode => 'async', chunk_tokens => %s, chunk_overlap => %s)",
+        [TOKENS, OVERLAP],
+    )
+    db.execute("GRANT SELECT ON docs TO app; ALTER TABLE docs ENABLE ROW LEVEL SECURITY; CREATE POLICY own ON docs USING (tenant = current_user)")
+    db.execute("INSERT INTO docs SELECT n, 't', repeat('word' || n || ' ', 50) FROM generate_series(1, 4) AS n")
+    db.execute("UPDATE docs SET tenant = 'other' WHERE id = 4")
+    embed(db, client)
+    db.execute("INSERT INTO docs VALUES (5, 't', 'waits')")
+    restore(cluster, install, own_database, restored_name, tmp_path)
+    with psycopg.connect(install.dsn(restored_name), autocommit=True) as restored:
+        restored.execute("DELETE FROM docs WHERE id = 1; UPDATE docs SET body = 'new words' WHERE id = 2")
+        embed(restored, client)
+        in_step(restored, client)
+        assert restored.execute("SELECT rows, embedded, pending, chunks::text FROM nv_embed.status").fetchone() == (4, 4, 0, "docs_embedding_chunk")
+    with psycopg.connect(install.dsn(restored_name, "app")) as app:
+        assert app.execute("SELECT DISTINCT id FROM docs_embedding_chunk ORDER BY id").fetchall() == [(2,), (3,), (5,)]
