@@ -311,7 +311,7 @@ END
 $$;
 
 COMMENT ON FUNCTION nv_embed.check_chunks(nv_embed.embedding, nv_embed.generation)
-    IS 'Raises an error where deleting from a chunk table would run something that a user has made.';
+    IS 'Raises an error where reading a chunk table, or deleting from it, would run something that a user has made.';
 
 -- $1 is the mode. Pieces of a text that is queued again are kept until the worker has the new ones; in the other modes they go with the text. A row that
 -- is inserted has no pieces but what a transaction with an old snapshot could not see when it deleted the row before.

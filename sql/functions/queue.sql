@@ -269,6 +269,9 @@ DECLARE
     gone record;
     again record;
 BEGIN
+    IF g.chunks IS NOT NULL THEN
+        PERFORM nv_embed.check_chunks(e, g);
+    END IF;
     EXECUTE nv_embed.queue_sql(e, g, lower(TG_OP)) INTO change USING g.id, mode;
     queued := change.queued;
     PERFORM nv_embed.tell(g.id, change.rows, change.blank, CASE WHEN g.chunks IS NULL THEN change.vectors ELSE 0 END, change.jobs, change.stale);
@@ -280,7 +283,6 @@ BEGIN
         queued := queued + again.jobs;
     END IF;
     IF g.chunks IS NOT NULL THEN
-        PERFORM nv_embed.check_chunks(e, g);
         EXECUTE nv_embed.unchunk_sql(e, g, lower(TG_OP)) USING mode;
     END IF;
     IF queued > 0 THEN
