@@ -282,7 +282,30 @@ COMMENT ON FUNCTION nv_embed.count_chunks() IS 'Statement trigger of a chunk tab
 
 -- Keeping in step, with the rights of the triggers' owner.
 
--- LOCK keeps triggers, rules and policies from being made between the look and the deed.
+-- Planning a statement may call what indexes, statistics and CHECK constraints are made of, where it has no argument that varies.
+CREATE OR REPLACE FUNCTION nv_embed.has_expressions(chunks regclass) RETURNS boolean
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM pg_constraint AS c WHERE c.conrelid = chunks AND c.contype = 'c')
+        OR EXISTS (SELECT FROM pg_statistic_ext AS s WHERE s.stxrelid = chunks AND s.stxexprs IS NOT NULL)
+        OR EXISTS (
+            SELECT FROM pg_index AS i
+            JOIN pg_depend AS d ON d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
+            LEFT JOIN pg_proc AS p ON d.refclassid = 'pg_proc'::regclass AND p.oid = d.refobjid
+            LEFT JOIN pg_operator AS o ON d.refclassid = 'pg_operator'::regclass AND o.oid = d.refobjid
+            JOIN pg_roles AS r ON r.oid = coalesce(p.proowner, o.oprowner)
+            WHERE i.indrelid = chunks AND NOT r.rolsuper
+                AND NOT EXISTS (SELECT FROM pg_depend AS m WHERE m.classid = d.refclassid AND m.objid = d.refobjid AND m.deptype = 'e')
+                AND r.oid <> (SELECT c.relowner FROM pg_class AS c WHERE c.oid = 'nv_embed.job'::regclass)
+        );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.has_expressions(regclass) IS 'Whether planning a statement on a table may call a function of an ordinary role''s.';
+
+-- LOCK keeps triggers, rules and indexes from being made between the look and the deed.
 CREATE OR REPLACE FUNCTION nv_embed.check_chunks(e nv_embed.embedding, g nv_embed.generation) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -300,11 +323,11 @@ BEGIN
             LEFT JOIN pg_attribute AS a ON a.attrelid = chunks AND a.attname = k.column_name
             JOIN pg_attribute AS s ON s.attrelid = e.relation AND s.attname = k.column_name
             WHERE a.atttypid IS DISTINCT FROM s.atttypid
-        ) OR row_security_active(chunks)
+        ) OR nv_embed.has_expressions(chunks) OR row_security_active(chunks)
     THEN
         RAISE EXCEPTION 'chunk table % has been altered', nv_embed.qualified(chunks)
             USING ERRCODE = '55000',
-                  DETAIL = 'It may have no triggers, rules, partitions or children, its key''s columns have the types of those of the table, and its owner must be a role that whoever installed nv_embed is a member of.',
+                  DETAIL = 'It may have no triggers, rules, partitions, children, CHECK constraints, nor indexes or statistics on functions of an ordinary role; its key''s columns have the types of those of the table, and whoever installed nv_embed is a member of its owner.',
                   HINT = 'take back what was altered, or call nv_embed.drop_auto_embed() and declare anew';
     END IF;
 END
