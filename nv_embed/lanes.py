@@ -161,6 +161,7 @@ class Lane:
         except psycopg.Error as error:
             log.warning("the database: %s", first_line(error))
             self._left += self.held
+            self.held = []
             self.close()
             self._wait(error, None)
         finally:
@@ -382,9 +383,11 @@ class Lane:
         self._wait(error, error.retry_after_s)
 
     def _give_back(self) -> None:
+        # Not held any more from here on: what is held gets its lease renewed.
+        jobs, self.held = self.held, []
         try:
-            if self._queue is not None and self.held:
-                self._queue.release(self.held)
+            if self._queue is not None and jobs:
+                self._queue.release(jobs)
         except psycopg.Error as error:
             log.warning("the database: %s", first_line(error))
             self.close()

@@ -95,7 +95,8 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.held_places(bigint, text[], bigint[]) IS 'Locks jobs that are still what they were; the places of those.';
 
--- A worker that claims at the same moment may hold a job that is leased already, until it has seen that; whoever gives jobs back asks again then.
+-- A worker that claims at the same moment may hold a job that is leased already, until it has seen that; whoever gives jobs back asks again then. A lease
+-- that is over is not renewed: the job may have been given back a moment ago.
 CREATE OR REPLACE FUNCTION nv_embed.release(generation bigint, keys text[], ids bigint[], lease interval) RETURNS int[]
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
@@ -105,6 +106,7 @@ AS $$
         SET leased_until = clock_timestamp() + lease
         FROM nv_embed.lock_jobs(release.generation, keys, ids) AS l
         WHERE j.generation = release.generation AND j.key = l.key AND j.retry_at IS DISTINCT FROM 'infinity'
+            AND (lease = '0' OR j.leased_until > clock_timestamp())
         RETURNING l.place::int
     )
     SELECT ARRAY(SELECT place FROM released);
