@@ -102,7 +102,8 @@ BEGIN
     SELECT s.column_name INTO twice FROM nv_embed.chunk_columns(relation, target, storage, dim) AS s GROUP BY s.column_name HAVING count(*) > 1;
     IF twice IS NOT NULL THEN
         RAISE EXCEPTION 'the chunk table of % would have two columns %', nv_embed.qualified(relation), quote_ident(twice)
-            USING ERRCODE = '42701', HINT = 'a chunk table has the primary key''s columns, and seq, start_char, end_char and the target: rename the key''s column, or name another target';
+            USING ERRCODE = '42701',
+                HINT = 'beside the primary key a chunk table has seq, start_char, end_char and the target: rename the key''s column, or name another target';
     END IF;
     IF found IS NOT NULL THEN
         PERFORM nv_embed.check_adopted(found, relation, target, storage, dim);
@@ -142,7 +143,9 @@ BEGIN
     EXECUTE format('SELECT EXISTS (SELECT FROM %s)', nv_embed.qualified(chunks)) INTO has_vectors;
     IF has_vectors THEN
         RAISE WARNING '% has vectors already, which are kept as those of the present texts, pieces and model', nv_embed.qualified(chunks)
-            USING HINT = format('if another model, other pieces or older texts made them, DELETE FROM %s and nv_embed.refresh() make them anew', nv_embed.qualified(chunks));
+            USING HINT = format(
+                'if another model, other pieces or older texts made them, DELETE FROM %s and nv_embed.refresh() make them anew', nv_embed.qualified(chunks)
+            );
     END IF;
 END
 $$;
@@ -164,7 +167,8 @@ DECLARE
     t record;
 BEGIN
     IF NOT pg_has_role(keeper, owner, 'USAGE') THEN
-        RAISE EXCEPTION 'role %, who installed nv_embed, is no member of %, who owns %', quote_ident(keeper), quote_ident(owner), nv_embed.qualified(e.relation)
+        RAISE EXCEPTION 'role %, who installed nv_embed, is no member of %, who owns %',
+            quote_ident(keeper), quote_ident(owner), nv_embed.qualified(e.relation)
             USING ERRCODE = '42501', DETAIL = 'Pieces are taken away with the rights of the former.', HINT = format('GRANT %I TO %I', owner, keeper);
     END IF;
     EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', chunks);
@@ -327,7 +331,8 @@ BEGIN
     THEN
         RAISE EXCEPTION 'chunk table % has been altered', nv_embed.qualified(chunks)
             USING ERRCODE = '55000',
-                  DETAIL = 'It may have no triggers, rules, partitions, children, CHECK constraints, nor indexes or statistics on functions of an ordinary role; its key''s columns have the types of those of the table, and whoever installed nv_embed is a member of its owner.',
+                  DETAIL = 'It may have no triggers, rules, children, CHECK constraints, nor indexes or statistics on functions of an ordinary role;'
+                      ' its key''s columns have the types of those of the table, and whoever installed nv_embed is a member of its owner.',
                   HINT = 'take back what was altered, or call nv_embed.drop_auto_embed() and declare anew';
     END IF;
 END

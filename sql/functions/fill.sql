@@ -48,8 +48,11 @@ BEGIN
         FROM nv_embed.key_columns(e.relation) AS k
         WHERE nv_embed.column_type(g.chunks, k.column_name) IS NULL;
         IF FOUND THEN
-            RAISE EXCEPTION 'chunk table % has no column %, as the primary key of % has', nv_embed.qualified(g.chunks), quote_ident(missing), nv_embed.qualified(e.relation)
-                USING ERRCODE = '42703', HINT = format('if that was renamed, rename the one of the chunk table too: ALTER TABLE %s RENAME … TO %I', nv_embed.qualified(g.chunks), missing);
+            RAISE EXCEPTION 'chunk table % has no column %, as the primary key of % has',
+                nv_embed.qualified(g.chunks), quote_ident(missing), nv_embed.qualified(e.relation)
+                USING ERRCODE = '42703', HINT = format(
+                    'if that was renamed, rename the one of the chunk table too: ALTER TABLE %s RENAME … TO %I', nv_embed.qualified(g.chunks), missing
+                );
         END IF;
     END IF;
 END
