@@ -139,6 +139,9 @@ BEGIN
     THEN
         RAISE EXCEPTION '% is there already, and is no chunk table for % and this model', nv_embed.qualified(chunks), nv_embed.qualified(relation)
             USING ERRCODE = '42P07', HINT = 'drop or rename it, or name another target';
+    ELSIF EXISTS (SELECT FROM pg_policy AS p WHERE p.polrelid = chunks AND p.polname = 'nv_embed_workers') THEN
+        RAISE EXCEPTION '% is left of a table that was dropped', nv_embed.qualified(chunks)
+            USING ERRCODE = '42P07', HINT = format('DROP TABLE %s', nv_embed.qualified(chunks));
     END IF;
     EXECUTE format('SELECT EXISTS (SELECT FROM %s)', nv_embed.qualified(chunks)) INTO has_vectors;
     IF has_vectors THEN

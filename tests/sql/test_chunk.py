@@ -299,6 +299,22 @@ def test_a_declaration_that_cannot_be_says_why(db: Connection, before: str, argu
     assert one(db, "SELECT count(*) FROM nv_embed.embedding") == 0
 
 
+def test_pieces_of_a_table_that_was_dropped_are_not_taken_for_another_ones(docs: Connection, client: Client) -> None:
+    embed(docs, client)
+    with pytest.raises(psycopg.errors.DependentObjectsStillExist), docs.transaction():
+        docs.execute("DROP TABLE docs")
+    docs.execute("DROP TABLE docs CASCADE")
+    docs.execute(TABLE)
+    with pytest.raises(psycopg.errors.DuplicateTable, match="is left of a table that was dropped"), docs.transaction():
+        docs.execute(f"{DECLARE})")
+    docs.execute("DROP TABLE docs_embedding_chunk")
+    docs.execute(f"{DECLARE})")
+    docs.execute(ROWS)
+    embed(docs, client)
+    in_step(docs, client)
+    docs.execute("DROP TABLE docs, docs_embedding_chunk")
+
+
 @EXTENSION
 def test_pieces_that_the_model_cannot_read_are_refused(db: Connection) -> None:
     db.execute(TABLE)
