@@ -82,7 +82,7 @@ class SidecarProcess:
         command = [sys.executable, "-m", "nv_embed_sidecar", "--model", model, *listen, "--ready-file", str(self.ready_file), *options]
         process: subprocess.Popen[bytes] | None = None
         try:
-            with self.log.open("ab") as log, _uninterrupted():
+            with _uninterrupted(), self.log.open("ab") as log:
                 written = log.tell()
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.ready_file.parent, start_new_session=True
