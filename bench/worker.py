@@ -165,7 +165,8 @@ def claiming(db: Connection, jobs: int, rounds: int) -> list[tuple[str, ...]]:
     for total in (10_000, jobs):
         db.execute("DELETE FROM nv_embed.job")
         db.execute("VACUUM nv_embed.job")
-        db.execute(f"INSERT INTO nv_embed.job (generation, key, stale) SELECT {row[0]}, ARRAY[n::text]::text, false FROM generate_series(1, {total}) AS n")
+        queue = f"SELECT {row[0]}, ARRAY[n::text]::text, false FROM generate_series(1, {total}) AS n"
+        db.execute(f"INSERT INTO nv_embed.job (generation, key, stale) {queue}")
         db.execute("ANALYZE nv_embed.job")
         seconds[total] = statistics.median(claim(db, row[0]) for _ in range(2 * rounds + 1))
     few, many = seconds.values()
