@@ -37,6 +37,7 @@ KEYS = 3000
 WRITERS = 4
 WORKERS = 2
 LEASE_S = 5
+RECOVERY_S = 60
 DIM = 384
 POISON = "word " * 9000
 """More tokens than the model reads."""
@@ -292,7 +293,7 @@ def run(minutes: float, seed: int, say: Callable[[str], None] = lambda _: None, 
         for thread in threads:
             thread.join()
         killer.mend()
-        with _connected(dsn) as db, Client(sidecar.address) as client:
+        with _recovered(dsn) as db, Client(sidecar.address) as client:
             _check(db, client, report)
     return report
 
@@ -313,6 +314,18 @@ def _installed(cluster: Cluster, endpoint: str, library: bool) -> str:
 
 def _connected(dsn: str) -> "psycopg.Connection[Any]":
     return psycopg.connect(dsn, autocommit=True, connect_timeout=5)
+
+
+def _recovered(dsn: str) -> "psycopg.Connection[Any]":
+    """A connection, once the server has recovered from what was killed last."""
+    deadline = time.monotonic() + RECOVERY_S
+    while True:
+        try:
+            return _connected(dsn)
+        except psycopg.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _check(db: "psycopg.Connection[Any]", client: Client, report: Report) -> None:
