@@ -12,6 +12,7 @@ from chunks import OVERLAP, TOKENS, embed, in_step, prose
 from conftest import Connection
 from counting import Counter
 from installs import BOTH, EXTENSION, Install
+from program import eventually
 from vectors import one, question
 
 from nv_embed.client import Client
@@ -369,11 +370,7 @@ def in_thread(call: Callable[[], Any]) -> "tuple[threading.Thread, list[Any]]":
 
 
 def waits_for_lock(db: Connection, pid: int) -> bool:
-    for _ in range(400):
-        if one(db, "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'", [pid]) == 1:
-            return True
-        threading.Event().wait(0.025)
-    return False
+    return eventually(lambda: one(db, "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'", [pid]) == 1)
 
 
 @pytest.mark.parametrize("mode", ["sync", "async", "off"])
