@@ -147,16 +147,11 @@ $$;
 COMMENT ON FUNCTION nv_embed.pages_sql(bigint, text)
     IS 'A query: pages of rows to embed, with their keys, the texts they read, and those texts again but NULL for a row without content.';
 
-CREATE OR REPLACE FUNCTION nv_embed.write_sql(id bigint) RETURNS text
-LANGUAGE plpgsql STABLE STRICT
+CREATE OR REPLACE FUNCTION nv_embed.write_sql(e nv_embed.embedding, g nv_embed.generation) RETURNS text
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    e nv_embed.embedding;
-    g nv_embed.generation;
 BEGIN
-    SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id = write_sql.id;
-    SELECT * INTO STRICT g FROM nv_embed.generation AS s WHERE s.embedding = write_sql.id AND s.state = 'live';
     -- LIMIT tells the planner how many rows there are, so that it finds a few by the primary key's index and does not read the table for them. Arrays are
     -- unnested in the select list, which streams; in FROM they would be written to a temporary file first.
     RETURN format(
@@ -168,16 +163,13 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.write_sql(bigint) IS 'A statement: write a page''s vectors; its parameters are keys, texts and vectors.';
+COMMENT ON FUNCTION nv_embed.write_sql(nv_embed.embedding, nv_embed.generation) IS 'A statement: write a page''s vectors; its parameters are keys, texts and vectors.';
 
-CREATE OR REPLACE FUNCTION nv_embed.unchanged_sql(id bigint) RETURNS text
-LANGUAGE plpgsql STABLE STRICT
+CREATE OR REPLACE FUNCTION nv_embed.unchanged_sql(e nv_embed.embedding) RETURNS text
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    e nv_embed.embedding;
 BEGIN
-    SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id = unchanged_sql.id;
     RETURN format(
         'SELECT ARRAY(SELECT f.place FROM (SELECT pg_catalog.unnest($1) AS key, pg_catalog.unnest($2) AS text,'
         ' pg_catalog.generate_series(1, pg_catalog.cardinality($1)) AS place LIMIT pg_catalog.cardinality($1)) AS f'
@@ -187,7 +179,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.unchanged_sql(bigint) IS 'A query: the places of those rows of a page that still read the same; its parameters are keys and texts.';
+COMMENT ON FUNCTION nv_embed.unchanged_sql(nv_embed.embedding) IS 'A query: the places of those rows of a page that still read the same; its parameters are keys and texts.';
 
 CREATE OR REPLACE FUNCTION nv_embed.fill(id bigint, pages refcursor, embeds boolean, OUT awaiting bigint, OUT written bigint)
 LANGUAGE plpgsql STRICT
@@ -227,7 +219,7 @@ DECLARE
     vectors CONSTANT pg_catalog.text[] := CASE WHEN contents IS NOT NULL THEN nv_embed.embed_passages(contents, g.dim, g.model, g.revision, e.truncate) END;
     written bigint;
 BEGIN
-    EXECUTE nv_embed.write_sql(e.id) USING keys, texts, vectors;
+    EXECUTE nv_embed.write_sql(e, g) USING keys, texts, vectors;
     GET DIAGNOSTICS written = ROW_COUNT;
     RETURN written;
 END
@@ -243,7 +235,7 @@ DECLARE
     pieces CONSTANT record := nv_embed.embed_chunks(texts, e.chunk_tokens, e.chunk_overlap, g.dim, g.model, g.revision);
     unchanged pg_catalog.int4[];
 BEGIN
-    EXECUTE nv_embed.unchanged_sql(e.id) INTO unchanged USING keys, texts;
+    EXECUTE nv_embed.unchanged_sql(e) INTO unchanged USING keys, texts;
     EXECUTE nv_embed.write_chunks_sql(g.id) USING keys, pieces.places, pieces.starts, pieces.ends, pieces.vectors, unchanged;
     RETURN pg_catalog.cardinality(unchanged);
 END
