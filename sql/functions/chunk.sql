@@ -466,8 +466,7 @@ DECLARE
     outcome CONSTANT record := nv_embed.write_chunks(generation, keys, ids, digests, places, starts, ends, vectors);
     settled CONSTANT pg_catalog.int4[] := outcome.written OPERATOR(pg_catalog.||) outcome.gone;
 BEGIN
-    PERFORM nv_embed.settle(generation, nv_embed.chosen(keys, settled), nv_embed.chosen(ids, settled));
-    PERFORM nv_embed.release(generation, keys, ids, '1 second');
+    PERFORM nv_embed.settle_or_release(generation, keys, ids, settled);
     RETURN pg_catalog.cardinality(settled);
 END
 $$;

@@ -134,6 +134,18 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.settle(bigint, text[], bigint[]) IS 'Takes jobs away that are done, unless their rows were queued again meanwhile.';
 
+CREATE OR REPLACE FUNCTION nv_embed.settle_or_release(generation bigint, keys text[], ids bigint[], settled int[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM nv_embed.settle(generation, nv_embed.chosen(keys, settled), nv_embed.chosen(ids, settled));
+    PERFORM nv_embed.release(generation, keys, ids, '1 second');
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.settle_or_release(bigint, text[], bigint[], int[]) IS 'Takes away the jobs at some places, which are done; the others are due again in a second.';
+
 -- fail: what becomes of jobs after a try that failed: another one later, or none. A row that failed for good has no vector (`give_up`), so its job is not
 -- stale any more.
 CREATE OR REPLACE FUNCTION nv_embed.fail(generation bigint, keys text[], ids bigint[], error text, messages text[], retry_in interval) RETURNS void
@@ -306,8 +318,7 @@ DECLARE
     outcome CONSTANT record := nv_embed.write_rows(generation, keys, digests, vectors);
     settled CONSTANT pg_catalog.int4[] := outcome.written OPERATOR(pg_catalog.||) outcome.unchanged OPERATOR(pg_catalog.||) outcome.gone;
 BEGIN
-    PERFORM nv_embed.settle(generation, nv_embed.chosen(keys, settled), nv_embed.chosen(ids, settled));
-    PERFORM nv_embed.release(generation, keys, ids, '1 second');
+    PERFORM nv_embed.settle_or_release(generation, keys, ids, settled);
     RETURN pg_catalog.cardinality(settled);
 END
 $$;
@@ -329,8 +340,7 @@ BEGIN
         generation, nv_embed.chosen(keys, outcome.written), nv_embed.chosen(ids, outcome.written), nv_embed.chosen(histories, outcome.written)
     );
     PERFORM nv_embed.fail(generation, nv_embed.chosen(keys, failed), nv_embed.chosen(ids, failed), error, nv_embed.chosen(messages, failed), NULL);
-    PERFORM nv_embed.settle(generation, nv_embed.chosen(keys, outcome.gone), nv_embed.chosen(ids, outcome.gone));
-    PERFORM nv_embed.release(generation, keys, ids, '1 second');
+    PERFORM nv_embed.settle_or_release(generation, keys, ids, outcome.gone);
     RETURN pg_catalog.cardinality(failed);
 END
 $$;
