@@ -14,20 +14,28 @@
 -- Type names are written with their schema too: for types, a session's own pg_temp comes before everything else.
 
 CREATE OR REPLACE FUNCTION nv_embed.qualified(relation regclass) RETURNS text
-LANGUAGE sql STABLE STRICT
+LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
-RETURN (SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = relation);
+AS $$
+BEGIN
+    RETURN (SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = relation);
+END
+$$;
 
 COMMENT ON FUNCTION nv_embed.qualified(regclass) IS 'A table''s name with its schema, quoted as needed.';
 
 CREATE OR REPLACE FUNCTION nv_embed.type_sql(storage text, dim int) RETURNS text
-LANGUAGE sql STABLE STRICT
+LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
-RETURN (
-    SELECT format('%I.%I(%s)', n.nspname, storage, dim)
-    FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace
-    WHERE e.extname = 'vector'
-);
+AS $$
+BEGIN
+    RETURN (
+        SELECT format('%I.%I(%s)', n.nspname, storage, dim)
+        FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace
+        WHERE e.extname = 'vector'
+    );
+END
+$$;
 
 COMMENT ON FUNCTION nv_embed.type_sql(text, int) IS 'A column type of pgvector with its schema, for example public.halfvec(384).';
 

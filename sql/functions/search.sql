@@ -3,7 +3,9 @@
 -- Model and column are read from the catalog in the snapshot that the search itself runs in. The statement is built with a pinned search_path and run
 -- without one, with the caller's rights: `filter` can do what its caller could do in a query of their own, and no more.
 --
--- An approximate index is scanned on until k rows have passed the filter, instead of ending after its first candidates.
+-- A search has two stages. What is in an index, be it the first components of the vectors or their bits, proposes more rows than are wanted; the stored vectors,
+-- whole, say which of them are nearest. An approximate index is scanned on until enough rows have passed the filter. Should it end before that, which is its right,
+-- the rows are found without it.
 
 CREATE OR REPLACE FUNCTION nv_embed.live_generation(relation regclass, target name) RETURNS nv_embed.generation
 LANGUAGE plpgsql STABLE
@@ -38,112 +40,339 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.row_relation(regtype) IS 'The table whose rows have this type.';
 
-CREATE OR REPLACE FUNCTION nv_embed.check_dim(g nv_embed.generation, dim int) RETURNS void
-LANGUAGE plpgsql IMMUTABLE
+-- The stored vectors mend what a short prefix misses, and a small index stays in memory; where they do not, the longest prefix is the best.
+CREATE OR REPLACE FUNCTION nv_embed.choose_index(g nv_embed.generation, holder regclass, wanted_dim int, rescore boolean)
+RETURNS TABLE (dim int, storage text, is_partial boolean, lists int)
+LANGUAGE plpgsql STABLE ROWS 1
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF dim <> g.dim THEN
-        RAISE EXCEPTION 'column % holds % dimensions, not %', quote_ident(g.target), g.dim, dim
-            USING ERRCODE = '0A000', HINT = 'leave dim out: searching by a prefix of the stored vector is not available in this version';
-    END IF;
+    RETURN QUERY
+    SELECT i.dim, i.storage, i.is_partial, i.lists
+    FROM nv_embed.find_indexes(holder, g) AS i
+    WHERE i.is_valid AND CASE WHEN wanted_dim IS NULL THEN NOT i.is_partial ELSE i.dim = wanted_dim END
+    ORDER BY i.is_partial, i.storage = 'bit', CASE WHEN rescore THEN i.dim ELSE -i.dim END, i.method, i.storage, i.index
+    LIMIT 1;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.check_dim(nv_embed.generation, int) IS 'Raises an error for a dim that cannot be searched by.';
+COMMENT ON FUNCTION nv_embed.choose_index(nv_embed.generation, regclass, int, boolean)
+    IS 'The index that a search takes its candidates from: the best that covers the table, or of this dim.';
 
-CREATE OR REPLACE FUNCTION nv_embed.distance_sql(g nv_embed.generation, alias name) RETURNS text
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN format(
-        '%I.%I OPERATOR(%s.<=>) $1::%s', alias, g.target,
-        (SELECT quote_ident(n.nspname) FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace WHERE e.extname = 'vector'),
-        nv_embed.type_sql(g.storage, g.dim)
-    );
-END
-$$;
-
-COMMENT ON FUNCTION nv_embed.distance_sql(nv_embed.generation, name) IS 'An SQL expression: how far a vector is from $1.';
-
--- No table has a column of the aliases' names, which would stand for them. The line ends keep a comment inside the filter from swallowing what follows it.
--- The filter is evaluated where only the user's own row is in sight.
-CREATE OR REPLACE FUNCTION nv_embed.search_sql(relation regclass, g nv_embed.generation, k int, dim int, filter text) RETURNS text
+-- `is_forced`: where all rows are searched, nothing but the index's order is quick. The planner's costs know nothing of what is toasted, so that it would rather
+-- compare all rows of a table that it takes for small.
+CREATE OR REPLACE FUNCTION nv_embed.plan_search(
+    relation regclass, g nv_embed.generation, wanted_dim int, k int, rescore boolean, oversample real, filter text,
+    OUT dim int, OUT storage text, OUT is_exact boolean, OUT candidates bigint, OUT lists int, OUT is_forced boolean
+)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    e CONSTANT nv_embed.embedding := (nv_embed.declaration(g.id)).e;
-    passes CONSTANT text := coalesce(E' AND (\n' || filter || E'\n)', '');
+    holder CONSTANT regclass := coalesce(g.chunks, relation);
+    chosen record;
 BEGIN
-    IF k < 0 IS NOT FALSE THEN
-        RAISE EXCEPTION 'k is %', coalesce(k::text, 'null') USING ERRCODE = '22023', HINT = 'k is the number of rows wanted, 0 or more';
+    SELECT * INTO chosen FROM nv_embed.choose_index(g, holder, wanted_dim, rescore) AS c;
+    IF chosen.dim IS NULL THEN
+        PERFORM nv_embed.check_dim(g, wanted_dim);
     END IF;
-    PERFORM nv_embed.check_dim(g, dim);
-    IF g.chunks IS NULL THEN
-        RETURN format(
-            'SELECT nv_embed_row, 1 OPERATOR(pg_catalog.-) (%1$s), NULL::pg_catalog.int4, NULL::pg_catalog.int4, NULL::pg_catalog.int4, NULL::pg_catalog.text'
-            ' FROM %2$s AS nv_embed_row WHERE nv_embed_row.%3$I IS NOT NULL%4$s ORDER BY %1$s LIMIT %5$s',
-            nv_embed.distance_sql(g, 'nv_embed_row'), nv_embed.qualified(relation), g.target, passes, k
-        );
-    END IF;
+    dim := coalesce(chosen.dim, wanted_dim, g.dim);
+    storage := coalesce(chosen.storage, g.storage);
+    lists := chosen.lists;
+    is_exact := chosen.dim IS NULL AND dim = g.dim;
+    is_forced := NOT chosen.is_partial AND filter IS NULL AND NOT row_security_active(holder) AND NOT row_security_active(relation);
+    candidates := CASE
+        WHEN g.chunks IS NULL AND (NOT rescore OR dim = g.dim AND storage = g.storage) THEN k
+        ELSE ceil(k * oversample::float8 * CASE storage WHEN 'bit' THEN 4 ELSE 1 END)
+    END;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.plan_search(regclass, nv_embed.generation, int, int, boolean, real, text)
+    IS 'What a search orders its candidates by, whether that leaves nothing out, how many candidates it takes, and whether it must read an index.';
+
+CREATE OR REPLACE FUNCTION nv_embed.distance_sql(g nv_embed.generation, storage text, dim int, vector text) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
     RETURN format(
-        'SELECT nv_embed_hit.nv_embed_row AS hit, 1 OPERATOR(pg_catalog.-) (%1$s) AS score, nv_embed_chunk.seq, nv_embed_chunk.start_char,'
-        ' nv_embed_chunk.end_char, pg_catalog.substr(nv_embed_hit.nv_embed_text, nv_embed_chunk.start_char OPERATOR(pg_catalog.+) 1,'
-        ' nv_embed_chunk.end_char OPERATOR(pg_catalog.-) nv_embed_chunk.start_char) AS content, %2$s AS key'
-        ' FROM %3$s AS nv_embed_chunk CROSS JOIN LATERAL'
-        ' (SELECT nv_embed_row, %4$s AS nv_embed_text FROM %5$s AS nv_embed_row WHERE %6$s%7$s) AS nv_embed_hit ORDER BY %1$s',
-        nv_embed.distance_sql(g, 'nv_embed_chunk'), nv_embed.key_sql(relation, 'nv_embed_chunk'), nv_embed.qualified(g.chunks),
-        nv_embed.rendered(e.source, 'nv_embed_row'), nv_embed.qualified(relation), nv_embed.same_key_sql(relation, 'nv_embed_row', 'nv_embed_chunk'), passes
+        '(%s OPERATOR(%s.%s) %s)', nv_embed.indexed_sql(g, storage, dim, vector), nv_embed.pgvector_schema(), CASE storage WHEN 'bit' THEN '<~>' ELSE '<=>' END,
+        nv_embed.indexed_sql(g, storage, dim, '$1::' || nv_embed.type_sql(g.storage, g.dim))
     );
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.search_sql(regclass, nv_embed.generation, int, int, text)
-    IS 'The statement of nv_search; its $1 is the query''s vector. Of a chunk table, it gives pieces, as many as there are.';
+COMMENT ON FUNCTION nv_embed.distance_sql(nv_embed.generation, text, int, text) IS 'An SQL expression: how far a stored vector is from $1, by what indexed_sql takes of both.';
 
--- A row whose pieces are near is met again and again: the first time is the best of it. The cursor is read until k rows were met, so the plan that is
--- quickest to begin is wanted, which is the index's.
+-- The angle between two vectors is about the share of signs in which they differ, of half a turn.
+CREATE OR REPLACE FUNCTION nv_embed.similarity_sql(storage text, dim int, distance text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN CASE storage
+        WHEN 'bit' THEN format('pg_catalog.cos(pg_catalog.pi() OPERATOR(pg_catalog.*) %s OPERATOR(pg_catalog./) %s)', distance, dim)
+        ELSE format('1 OPERATOR(pg_catalog.-) %s', distance)
+    END;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.similarity_sql(text, int, text) IS 'An SQL expression: the cosine similarity, as a distance by distance_sql tells it.';
+
+CREATE OR REPLACE FUNCTION nv_embed.columns_sql(relation regclass, alias text) RETURNS text
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (
+        SELECT string_agg(alias || '.' || quote_ident(a.attname), ', ' ORDER BY a.attnum)
+        FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.columns_sql(regclass, text) IS 'The columns of a table, in order.';
+
+CREATE OR REPLACE FUNCTION nv_embed.key_list_sql(relation regclass, alias text) RETURNS text
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (
+        SELECT string_agg(alias || '.' || quote_ident(a.attname), ', ' ORDER BY k.place)
+        FROM pg_index AS i
+        CROSS JOIN LATERAL unnest(i.indkey) WITH ORDINALITY AS k (attnum, place)
+        JOIN pg_attribute AS a ON a.attrelid = relation AND a.attnum = k.attnum
+        WHERE i.indrelid = relation AND i.indisprimary AND k.place <= i.indnkeyatts
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.key_list_sql(regclass, text) IS 'The columns of a table''s primary key, in order.';
+
+-- Names of ours begin with nv_embed_, so that none of the user's columns stands for them; the filter sees the user's table alone, by its own name, and the line
+-- ends keep a comment in it from swallowing what follows.
+--
+-- A row becomes a composite value, for which what is toasted of it is fetched, only when it is known to be among the k.
+CREATE OR REPLACE FUNCTION nv_embed.search_sql(
+    relation regclass, g nv_embed.generation, storage text, dim int, is_exact boolean, rescore boolean, k int, candidates bigint, filter text
+) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    user_table CONSTANT text := (SELECT quote_ident(c.relname) FROM pg_class AS c WHERE c.oid = relation);
+    passes CONSTANT text := coalesce(E' AND (\n' || filter || E'\n)', '');
+    key CONSTANT text := nv_embed.key_list_sql(relation, 'nv_embed_near');
+    is_whole CONSTANT boolean := is_exact AND rescore;
+    proposed_by CONSTANT text := nv_embed.distance_sql(
+        g, CASE WHEN is_whole THEN g.storage ELSE storage END, CASE WHEN is_whole THEN g.dim ELSE dim END,
+        format('%s.%I', CASE WHEN g.chunks IS NULL THEN user_table ELSE 'nv_embed_chunk' END, g.target)
+    );
+    -- Nothing is added, so that no index has this order: Postgres has to compare all.
+    first CONSTANT text := CASE
+        WHEN NOT is_exact THEN proposed_by
+        ELSE format('0 OPERATOR(pg_catalog.+) %s, %s', proposed_by, nv_embed.key_list_sql(relation, user_table)) || CASE WHEN g.chunks IS NULL THEN '' ELSE ', nv_embed_chunk.seq' END
+    END;
+    ranked_by CONSTANT text := CASE
+        WHEN rescore THEN nv_embed.distance_sql(g, g.storage, g.dim, 'nv_embed_near.nv_embed_vector') ELSE 'nv_embed_near.nv_embed_distance'
+    END;
+    score CONSTANT text := CASE
+        WHEN rescore THEN nv_embed.similarity_sql(g.storage, g.dim, 'nv_embed_best.nv_embed_rank')
+        ELSE nv_embed.similarity_sql(storage, dim, 'nv_embed_best.nv_embed_rank')
+    END;
+BEGIN
+    IF g.chunks IS NULL THEN
+        RETURN format(
+            $sql$
+                SELECT ROW(%1$s)::%2$s AS hit, %3$s AS score, NULL::pg_catalog.int4 AS seq, NULL::pg_catalog.int4 AS start_char, NULL::pg_catalog.int4 AS end_char,
+                    NULL::pg_catalog.text AS content, nv_embed_found AS found, nv_embed_found AS proposed
+                FROM (
+                    SELECT nv_embed_near.*, %4$s AS nv_embed_rank, pg_catalog.count(*) OVER () AS nv_embed_found
+                    FROM (
+                        SELECT %5$s.*, %5$s.%6$I AS nv_embed_vector, %7$s AS nv_embed_distance
+                        FROM %2$s
+                        WHERE %5$s.%6$I IS NOT NULL%8$s
+                        ORDER BY %9$s
+                        LIMIT %10$s
+                    ) AS nv_embed_near
+                    ORDER BY nv_embed_rank, %11$s
+                    LIMIT %12$s
+                ) AS nv_embed_best
+            $sql$,
+            nv_embed.columns_sql(relation, 'nv_embed_best'), nv_embed.qualified(relation), score, ranked_by, user_table, g.target, proposed_by, passes, first,
+            candidates, key, k
+        );
+    END IF;
+    RETURN format(
+        $sql$
+            SELECT ROW(%1$s)::%2$s AS hit, %3$s AS score, nv_embed_seq AS seq, nv_embed_start AS start_char, nv_embed_end AS end_char,
+                pg_catalog.substr(%4$s, nv_embed_start OPERATOR(pg_catalog.+) 1, nv_embed_end OPERATOR(pg_catalog.-) nv_embed_start) AS content,
+                nv_embed_found AS found, nv_embed_proposed AS proposed
+            FROM (
+                SELECT nv_embed_near.*, pg_catalog.count(*) OVER () AS nv_embed_found
+                FROM (
+                    SELECT DISTINCT ON (%5$s) nv_embed_near.*, %6$s AS nv_embed_rank, pg_catalog.count(*) OVER () AS nv_embed_proposed
+                    FROM (
+                        SELECT %7$s.*, nv_embed_chunk.seq AS nv_embed_seq, nv_embed_chunk.start_char AS nv_embed_start, nv_embed_chunk.end_char AS nv_embed_end,
+                            nv_embed_chunk.%8$I AS nv_embed_vector, %9$s AS nv_embed_distance
+                        FROM %10$s AS nv_embed_chunk
+                        JOIN (SELECT %7$s.* FROM %2$s WHERE true%11$s) AS %7$s ON %12$s
+                        ORDER BY %13$s
+                        LIMIT %14$s
+                    ) AS nv_embed_near
+                    ORDER BY %5$s, nv_embed_rank, nv_embed_near.nv_embed_seq
+                ) AS nv_embed_near
+                ORDER BY nv_embed_near.nv_embed_rank, %5$s
+                LIMIT %15$s
+            ) AS nv_embed_best
+        $sql$,
+        nv_embed.columns_sql(relation, 'nv_embed_best'), nv_embed.qualified(relation), score, nv_embed.rendered((nv_embed.declaration(g.id)).e.source, 'nv_embed_best'), key, ranked_by,
+        user_table, g.target, proposed_by, nv_embed.qualified(g.chunks), passes,
+        (SELECT string_agg(format('%s.%I %s nv_embed_chunk.%2$I', user_table, c.column_name, c.equals), ' AND ' ORDER BY c.place) FROM nv_embed.key_columns(relation) AS c),
+        first, candidates, k
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.search_sql(regclass, nv_embed.generation, text, int, boolean, boolean, int, bigint, text)
+    IS 'The statement of nv_search; its $1 is the query''s vector. With each row it gives how many rows it found, and from how many candidates.';
+
+CREATE OR REPLACE FUNCTION nv_embed.has_direction(v vector) RETURNS boolean
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN vector_norm(v) > 0;
+
+COMMENT ON FUNCTION nv_embed.has_direction(vector) IS 'Whether a vector is any but zero.';
+
+CREATE OR REPLACE FUNCTION nv_embed.check_search(query vector, k int, rescore boolean, oversample real) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF k < 0 IS NOT FALSE THEN
+        RAISE EXCEPTION 'k is %', coalesce(k::text, 'null') USING ERRCODE = '22023', HINT = 'k is the number of rows wanted, 0 or more';
+    ELSIF oversample BETWEEN 1 AND 10000 IS NOT TRUE THEN
+        RAISE EXCEPTION 'oversample is %', coalesce(oversample::text, 'null')
+            USING ERRCODE = '22023', HINT = 'for each row wanted, oversample is the number of candidates: from 1 to 10000';
+    ELSIF rescore IS NULL THEN
+        RAISE EXCEPTION 'rescore is null' USING ERRCODE = '22023', HINT = 'rescore is true or false';
+    ELSIF NOT nv_embed.has_direction(query) THEN
+        RAISE EXCEPTION 'the vector searched by is all zeros' USING ERRCODE = '22023', HINT = 'it has no direction, so nothing is near to it';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_search(vector, int, boolean, real) IS 'Raises an error for a search that makes no sense.';
+
+-- The candidates are to come from one walk through the index, which has to keep as many in view. What the session has set is never lowered.
+CREATE OR REPLACE FUNCTION nv_embed.set_scan(candidates bigint, lists int, is_forced boolean) RETURNS text[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    before CONSTANT text[] := ARRAY[current_setting('hnsw.ef_search'), current_setting('ivfflat.probes'), current_setting('enable_sort')];
+BEGIN
+    PERFORM nv_embed.reset_scan(ARRAY[
+        greatest(before[1]::int, least(candidates, 1000))::text, greatest(before[2]::int, ceil(sqrt(coalesce(lists, 1))))::int::text,
+        CASE WHEN is_forced THEN 'off' ELSE before[3] END
+    ]);
+    RETURN before;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.set_scan(bigint, int, boolean) IS 'Sets what a search wants of the planner and pgvector; returns what reset_scan takes.';
+
+CREATE OR REPLACE FUNCTION nv_embed.reset_scan(settings text[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM set_config('hnsw.ef_search', settings[1], true), set_config('ivfflat.probes', settings[2], true), set_config('enable_sort', settings[3], true);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.reset_scan(text[]) IS 'Sets back what set_scan has set; an error does it too.';
+
+-- What was found by an index and is too little is not returned, but found again: with more candidates, where the index gave as many as were asked for, as happens
+-- when rows with many near pieces are met again and again; else without the index.
 CREATE OR REPLACE FUNCTION @extschema@.nv_search(
     relation anyelement, query vector, k int DEFAULT 10, target name DEFAULT 'embedding', dim int DEFAULT NULL, rescore boolean DEFAULT true,
     oversample real DEFAULT 4, filter text DEFAULT NULL, OUT hit anyelement, OUT score double precision, OUT seq int, OUT start_char int,
     OUT end_char int, OUT content text
 ) RETURNS SETOF record
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE COST 10000 ROWS 10
-SET hnsw.iterative_scan = strict_order
+SET hnsw.iterative_scan = relaxed_order
 SET ivfflat.iterative_scan = relaxed_order
-SET cursor_tuple_fraction = 0.001
+SET jit = off
 AS $$
 DECLARE
     searched CONSTANT pg_catalog.regclass := nv_embed.row_relation(pg_catalog.pg_typeof(relation));
     g CONSTANT nv_embed.generation := nv_embed.live_generation(searched, target);
-    statement CONSTANT pg_catalog.text := nv_embed.search_sql(searched, g, k, dim, filter);
-    met pg_catalog.text[] := '{}';
-    pieces pg_catalog.refcursor;
-    piece record;
+    plan record;
+    before pg_catalog.text[];
+    near record;
+    found bigint;
+    proposed bigint;
 BEGIN
-    IF g.chunks IS NULL THEN
-        RETURN QUERY EXECUTE statement USING query;
+    PERFORM nv_embed.check_search(query, k, rescore, oversample);
+    IF query IS NULL OR k OPERATOR(pg_catalog.=) 0 THEN
         RETURN;
     END IF;
-    OPEN pieces NO SCROLL FOR EXECUTE statement USING query;
-    WHILE pg_catalog.cardinality(met) OPERATOR(pg_catalog.<) k LOOP
-        FETCH pieces INTO piece;
-        EXIT WHEN NOT FOUND;
-        CONTINUE WHEN piece.key OPERATOR(pg_catalog.=) ANY (met);
-        met := met OPERATOR(pg_catalog.||) piece.key;
-        hit := piece.hit;
-        score := piece.score;
-        seq := piece.seq;
-        start_char := piece.start_char;
-        end_char := piece.end_char;
-        content := piece.content;
-        RETURN NEXT;
+    plan := nv_embed.plan_search(searched, g, dim, k, rescore, oversample, filter);
+    before := nv_embed.set_scan(plan.candidates, plan.lists, plan.is_forced);
+    LOOP
+        found := 0;
+        proposed := 0;
+        FOR near IN EXECUTE nv_embed.search_sql(searched, g, plan.storage, plan.dim, plan.is_exact, rescore, k, plan.candidates, filter) USING query LOOP
+            found := near.found;
+            proposed := near.proposed;
+            EXIT WHEN found OPERATOR(pg_catalog.<) k AND (NOT plan.is_exact OR proposed OPERATOR(pg_catalog.>=) plan.candidates);
+            hit := near.hit;
+            score := near.score;
+            seq := near.seq;
+            start_char := near.start_char;
+            end_char := near.end_char;
+            content := near.content;
+            RETURN NEXT;
+        END LOOP;
+        EXIT WHEN found OPERATOR(pg_catalog.>=) k OR plan.is_exact AND proposed OPERATOR(pg_catalog.<) plan.candidates;
+        IF proposed OPERATOR(pg_catalog.<) plan.candidates THEN
+            plan.is_exact := true;
+        ELSE
+            plan.candidates := plan.candidates OPERATOR(pg_catalog.*) 4;
+        END IF;
     END LOOP;
-    CLOSE pieces;
+    PERFORM nv_embed.reset_scan(before);
 END
 $$;
 
 COMMENT ON FUNCTION @extschema@.nv_search(anyelement, vector, int, name, int, boolean, real, text)
     IS 'The k rows whose vectors are nearest to this one, best first; score is the cosine similarity. Of a table with chunks, each row once, with its best piece: number, characters and text.';
+
+CREATE OR REPLACE FUNCTION nv_embed.explain_search(
+    relation anyelement, query vector, k int DEFAULT 10, target name DEFAULT 'embedding', dim int DEFAULT NULL, rescore boolean DEFAULT true,
+    oversample real DEFAULT 4, filter text DEFAULT NULL
+) RETURNS SETOF text
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET hnsw.iterative_scan = relaxed_order
+SET ivfflat.iterative_scan = relaxed_order
+SET jit = off
+AS $$
+DECLARE
+    searched CONSTANT pg_catalog.regclass := nv_embed.row_relation(pg_catalog.pg_typeof(relation));
+    g CONSTANT nv_embed.generation := nv_embed.live_generation(searched, target);
+    plan CONSTANT record := nv_embed.plan_search(searched, g, dim, k, rescore, oversample, filter);
+    before pg_catalog.text[];
+BEGIN
+    PERFORM nv_embed.check_search(query, k, rescore, oversample);
+    before := nv_embed.set_scan(plan.candidates, plan.lists, plan.is_forced);
+    RETURN QUERY EXECUTE pg_catalog.concat(
+        'EXPLAIN (ANALYZE, BUFFERS) ', nv_embed.search_sql(searched, g, plan.storage, plan.dim, plan.is_exact, rescore, k, plan.candidates, filter)
+    ) USING query;
+    PERFORM nv_embed.reset_scan(before);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.explain_search(anyelement, vector, int, name, int, boolean, real, text)
+    IS 'What Postgres does for nv_search with the same arguments: EXPLAIN (ANALYZE, BUFFERS) of its first statement, run with the caller''s rights.';

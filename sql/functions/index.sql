@@ -1,0 +1,276 @@
+-- index: vectors, or the first components of them, in an index of pgvector's.
+--
+-- An index holds an expression of the stored vector: itself, its prefix, another type of it, its bits. The expression is written here and nowhere else, in the
+-- very form in which Postgres prints it: an index is known by comparing texts, and a query that orders by the same expression is one that the planner can answer
+-- from the index.
+
+CREATE OR REPLACE FUNCTION nv_embed.pgvector_schema() RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (SELECT quote_ident(n.nspname) FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace WHERE e.extname = 'vector');
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.pgvector_schema() IS 'The schema of pgvector, quoted as needed.';
+
+-- Cosine distance ignores length, so a prefix need not be normalised again.
+CREATE OR REPLACE FUNCTION nv_embed.indexed_sql(g nv_embed.generation, storage text, dim int, vector text) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    prefix CONSTANT text := CASE WHEN dim < g.dim THEN format('%s.subvector(%s, 1, %s)', nv_embed.pgvector_schema(), vector, dim) ELSE vector END;
+BEGIN
+    RETURN CASE
+        WHEN storage = 'bit' THEN format('(%s.binary_quantize(%s))::bit(%s)', nv_embed.pgvector_schema(), prefix, dim)
+        WHEN storage = g.storage AND dim = g.dim THEN vector
+        ELSE format('(%s)::%s', prefix, nv_embed.type_sql(storage, dim))
+    END;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.indexed_sql(nv_embed.generation, text, int, text)
+    IS 'An SQL expression: the first dim components of a stored vector, as a vector, halfvec or bit.';
+
+CREATE OR REPLACE FUNCTION nv_embed.opclass(storage text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN storage || CASE storage WHEN 'bit' THEN '_hamming_ops' ELSE '_cosine_ops' END;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.opclass(text) IS 'The operator class of pgvector that orders vectors of this type by angle.';
+
+CREATE OR REPLACE FUNCTION nv_embed.partitions(relation regclass) RETURNS TABLE (part regclass, parent regclass, is_leaf boolean, level int)
+LANGUAGE plpgsql STABLE STRICT ROWS 1
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY SELECT t.relid, t.parentrelid, t.isleaf, t.level FROM pg_partition_tree(relation) AS t;
+    IF NOT FOUND THEN
+        RETURN QUERY SELECT relation, NULL::regclass, true, 0;
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.partitions(regclass) IS 'pg_partition_tree, which knows nothing of a table or index without partitions.';
+
+CREATE OR REPLACE FUNCTION nv_embed.find_indexes(holder regclass, g nv_embed.generation)
+RETURNS TABLE (index regclass, method text, dim int, storage text, is_valid boolean, is_partial boolean, lists int)
+LANGUAGE plpgsql STABLE ROWS 3
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT i.indexrelid::regclass, m.amname::text, a.atttypmod, t.typname::text, i.indisvalid, i.indpred IS NOT NULL,
+        substring(array_to_string(c.reloptions, ' ') FROM 'lists=(\d+)')::int
+    FROM pg_index AS i
+    JOIN pg_class AS c ON c.oid = i.indexrelid
+    JOIN pg_am AS m ON m.oid = c.relam AND m.amname IN ('hnsw', 'ivfflat')
+    JOIN pg_attribute AS a ON a.attrelid = i.indexrelid AND a.attnum = 1
+    JOIN pg_type AS t ON t.oid = a.atttypid
+    WHERE i.indrelid = holder
+        AND (SELECT o.opcname FROM pg_opclass AS o WHERE o.oid = i.indclass[0]) = nv_embed.opclass(t.typname)
+        AND btrim(pg_get_indexdef(i.indexrelid, 1, false), '()') = btrim(nv_embed.indexed_sql(g, t.typname, a.atttypmod, quote_ident(g.target)), '()');
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.find_indexes(regclass, nv_embed.generation)
+    IS 'Indexes of a table, a partition or a chunk table on a generation''s vectors; lists are those of an ivfflat index.';
+
+CREATE OR REPLACE FUNCTION nv_embed.vector_indexes(relation regclass, target name DEFAULT 'embedding')
+RETURNS TABLE (index regclass, method text, dim int, storage text, is_valid boolean, is_partial boolean, bytes bigint)
+LANGUAGE plpgsql STABLE ROWS 3
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    g CONSTANT nv_embed.generation := nv_embed.live_generation(relation, target);
+BEGIN
+    RETURN QUERY
+    SELECT i.index, i.method, i.dim, i.storage, i.is_valid, i.is_partial, (SELECT sum(pg_relation_size(t.part))::bigint FROM nv_embed.partitions(i.index) AS t)
+    FROM nv_embed.find_indexes(coalesce(g.chunks, relation), g) AS i
+    ORDER BY i.dim DESC, i.storage DESC, i.index;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.vector_indexes(regclass, name)
+    IS 'The indexes that a search of this embedding can use: method, dimensions and type of what they hold, whether they are complete, and their size.';
+
+-- Making one.
+
+CREATE OR REPLACE FUNCTION nv_embed.check_dim(g nv_embed.generation, dim int) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF dim NOT BETWEEN 1 AND g.dim THEN
+        RAISE EXCEPTION 'column % holds % dimensions, not %', quote_ident(g.target), g.dim, dim
+            USING ERRCODE = '22023', HINT = format('give a dim of at most %s, or none', g.dim);
+    ELSIF dim <> g.dim THEN
+        PERFORM nv_embed.identify(dim, g.model);
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_dim(nv_embed.generation, int) IS 'Raises an error for a prefix that this generation''s vectors do not have, or that their model was not trained for.';
+
+CREATE OR REPLACE FUNCTION nv_embed.check_index(method text, storage text, dim int) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    most CONSTANT int := CASE storage WHEN 'vector' THEN 2000 WHEN 'halfvec' THEN 4000 WHEN 'bit' THEN 64000 END;
+BEGIN
+    IF method IN ('hnsw', 'ivfflat') IS NOT TRUE THEN
+        RAISE EXCEPTION 'method % is unknown', coalesce(quote_literal(method), 'null') USING ERRCODE = '22023', HINT = 'method is hnsw or ivfflat';
+    ELSIF most IS NULL THEN
+        RAISE EXCEPTION 'storage % is unknown', coalesce(quote_literal(storage), 'null') USING ERRCODE = '22023', HINT = 'an index''s storage is halfvec, vector or bit';
+    ELSIF dim > most THEN
+        RAISE EXCEPTION 'an index holds % dimensions of a % at most, not %', most, storage, dim
+            USING ERRCODE = '22023', HINT = 'index a prefix, with a smaller dim; halfvec goes up to 4000, bit up to 64000';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_index(text, text, int) IS 'Raises an error for an index that pgvector does not have.';
+
+CREATE OR REPLACE FUNCTION nv_embed.index_name(holder regclass, target name, dim int, storage text, method text) RETURNS name
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    suffix CONSTANT text := format('_%s_%s_%s', dim, storage, method);
+    stem text := (SELECT c.relname FROM pg_class AS c WHERE c.oid = holder) || '_' || target;
+BEGIN
+    WHILE octet_length(stem || suffix) > 63 LOOP
+        stem := left(stem, -1);
+    END LOOP;
+    RETURN stem || suffix;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.index_name(regclass, name, int, text, text) IS 'The name of an index: <table>_<target>_<dim>_<storage>_<method>.';
+
+-- As pgvector advises: a thousandth of the rows, beyond a million the root.
+CREATE OR REPLACE FUNCTION nv_embed.index_definition(holder regclass, g nv_embed.generation, dim int, storage text, method text) RETURNS text
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    rows CONSTANT float8 := (
+        SELECT coalesce(sum(c.reltuples), 0) FROM nv_embed.partitions(holder) AS t JOIN pg_class AS c ON c.oid = t.part WHERE t.is_leaf AND c.reltuples > 0
+    );
+    indexed CONSTANT text := nv_embed.indexed_sql(g, storage, dim, quote_ident(g.target));
+BEGIN
+    RETURN format(
+        '%s USING %s (%s %s.%s)%s', nv_embed.qualified(holder), method, CASE WHEN indexed = quote_ident(g.target) THEN indexed ELSE '(' || indexed || ')' END,
+        nv_embed.pgvector_schema(), nv_embed.opclass(storage),
+        CASE method WHEN 'ivfflat' THEN format(' WITH (lists = %s)', greatest(least(rows / 1000, sqrt(rows)), 10)::int) ELSE '' END
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.index_definition(regclass, nv_embed.generation, int, text, text) IS 'What follows ON in the CREATE INDEX of an index of vectors.';
+
+-- A partitioned index has no content, and may be invalid until all of its partitions' are attached.
+CREATE OR REPLACE FUNCTION nv_embed.planned_indexes(holder regclass, g nv_embed.generation, dim int, method text, storage text)
+RETURNS TABLE (part regclass, parent regclass, level int, is_leaf boolean, name text, leftover text, is_there boolean, is_attached boolean)
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT t.part, t.parent, t.level, t.is_leaf,
+        CASE WHEN i.is_usable THEN i.index ELSE quote_ident(n.nspname) || '.' || quote_ident(nv_embed.index_name(t.part, g.target, dim, storage, method)) END,
+        CASE WHEN NOT i.is_usable THEN i.index END, i.is_usable IS TRUE, i.is_attached IS TRUE
+    FROM nv_embed.partitions(holder) AS t
+    JOIN pg_class AS c ON c.oid = t.part
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    LEFT JOIN LATERAL (
+        SELECT nv_embed.qualified(f.index) AS index, f.is_valid OR NOT t.is_leaf AS is_usable,
+            EXISTS (SELECT FROM pg_inherits AS h WHERE h.inhrelid = f.index) AS is_attached
+        FROM nv_embed.find_indexes(t.part, g) AS f
+        WHERE f.method = planned_indexes.method AND f.storage = planned_indexes.storage AND f.dim = planned_indexes.dim AND NOT f.is_partial
+        ORDER BY 2 DESC, 3 DESC, f.index
+        LIMIT 1
+    ) AS i ON true;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.planned_indexes(regclass, nv_embed.generation, int, text, text)
+    IS 'An index for a table and each of its partitions: its name, whether it is there and attached to its parent''s, and what a build that failed has left of it.';
+
+-- A partitioned table cannot be indexed concurrently: each partition is, and the indexes are then attached to one that has no content.
+CREATE OR REPLACE FUNCTION nv_embed.create_index_steps(
+    relation regclass, target name DEFAULT 'embedding', dim int DEFAULT NULL, method text DEFAULT 'hnsw', storage text DEFAULT 'halfvec',
+    concurrently boolean DEFAULT true
+) RETURNS SETOF text
+LANGUAGE plpgsql STABLE ROWS 1
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    g CONSTANT nv_embed.generation := nv_embed.live_generation(relation, target);
+    width CONSTANT int := coalesce(dim, g.dim);
+    holder CONSTANT regclass := coalesce(g.chunks, relation);
+    is_split CONSTANT boolean := "concurrently" AND EXISTS (SELECT FROM pg_class AS c WHERE c.oid = holder AND c.relkind = 'p');
+    how CONSTANT text := CASE WHEN "concurrently" THEN ' CONCURRENTLY' ELSE '' END;
+BEGIN
+    PERFORM nv_embed.check_index(method, storage, width);
+    PERFORM nv_embed.check_dim(g, width);
+    RETURN QUERY
+    WITH planned AS MATERIALIZED (
+        SELECT * FROM nv_embed.planned_indexes(holder, g, width, method, storage) AS p WHERE is_split OR p.part = holder
+    ),
+    steps AS (
+        SELECT 1 AS phase, p.level, p.part, format('DROP INDEX%s %s', how, p.leftover) AS step FROM planned AS p WHERE p.leftover IS NOT NULL
+        UNION ALL
+        SELECT 2, p.level, p.part,
+            format(
+                'CREATE INDEX%s %I ON %s', CASE WHEN is_split AND NOT p.is_leaf THEN '' ELSE how END,
+                nv_embed.index_name(p.part, g.target, width, storage, method),
+                CASE WHEN is_split AND NOT p.is_leaf THEN 'ONLY ' ELSE '' END || nv_embed.index_definition(p.part, g, width, storage, method)
+            )
+        FROM planned AS p WHERE NOT p.is_there
+        UNION ALL
+        SELECT 3, -p.level, p.part, format('ALTER INDEX %s ATTACH PARTITION %s', o.name, p.name)
+        FROM planned AS p JOIN planned AS o ON o.part = p.parent WHERE NOT p.is_attached
+    )
+    SELECT s.step FROM steps AS s ORDER BY s.phase, s.level, s.part::text;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.create_index_steps(regclass, name, int, text, text, boolean)
+    IS 'The statements that make an index of an embedding''s vectors, in order; none where it is there already. Each is to be run by itself, as by \gexec.';
+
+CREATE OR REPLACE FUNCTION nv_embed.create_index_sql(
+    relation regclass, target name DEFAULT 'embedding', dim int DEFAULT NULL, method text DEFAULT 'hnsw', storage text DEFAULT 'halfvec',
+    concurrently boolean DEFAULT true
+) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    steps CONSTANT text[] := ARRAY(SELECT nv_embed.create_index_steps(relation, target, dim, method, storage, "concurrently"));
+BEGIN
+    IF cardinality(steps) = 0 THEN
+        RAISE EXCEPTION 'the vectors of % have this index already', nv_embed.qualified(relation)
+            USING ERRCODE = '42P07', HINT = format('SELECT * FROM nv_embed.vector_indexes(%L, %L)', nv_embed.qualified(relation), target);
+    ELSIF cardinality(steps) > 1 THEN
+        RAISE EXCEPTION 'this index takes % statements', cardinality(steps)
+            USING ERRCODE = '0A000',
+                DETAIL = 'A partitioned table is indexed concurrently by its partitions, and what a failed build has left is dropped first.',
+                HINT = format(
+                    'run SELECT nv_embed.create_index_steps(…) with the same arguments and \gexec, or nv-embed index %s; or give concurrently => false',
+                    nv_embed.qualified(relation)
+                );
+    END IF;
+    RETURN steps[1];
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.create_index_sql(regclass, name, int, text, text, boolean)
+    IS 'The statement that makes an index of an embedding''s vectors, or of their first dim components; for \gexec.';
