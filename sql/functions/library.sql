@@ -48,6 +48,18 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.embed_chunks(text[], int, int, int, text, text) IS 'Raises the error of check_sync; in the extension it cuts texts and embeds the pieces.';
 
+CREATE OR REPLACE FUNCTION nv_embed.embed_searched(query text, relation regclass, target name) RETURNS vector
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RAISE EXCEPTION 'this database has no PL/Python, so no question can be embedded inside of it'
+        USING ERRCODE = '0A000', HINT = 'ask the sidecar for its vector (nv_embed.client), and give that as embedding';
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.embed_searched(text, regclass, name) IS 'Raises an error; in the extension it embeds the question of a hybrid search.';
+
 CREATE OR REPLACE FUNCTION nv_embed.find_model(model text) RETURNS nv_embed.model
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

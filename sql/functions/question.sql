@@ -14,6 +14,17 @@ $$;
 COMMENT ON FUNCTION @extschema@.nv_embed_query(text, regclass, int, name)
     IS 'The vector of a question by the model that made this embedding''s live vectors.';
 
+CREATE OR REPLACE FUNCTION nv_embed.embed_searched(query text, relation regclass, target name) RETURNS vector
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE COST 100000
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN @extschema@.nv_embed_query(query, relation, NULL, target);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.embed_searched(text, regclass, name) IS 'The vector of a question that is searched by; an error in the library install.';
+
 CREATE OR REPLACE FUNCTION @extschema@.nv_search(
     relation anyelement, query text, k int DEFAULT 10, target name DEFAULT 'embedding', dim int DEFAULT NULL, rescore boolean DEFAULT true,
     oversample real DEFAULT 4, filter text DEFAULT NULL, OUT hit anyelement, OUT score double precision, OUT seq int, OUT start_char int,
@@ -25,7 +36,7 @@ BEGIN
     RETURN QUERY
     SELECT s.*
     FROM @extschema@.nv_search(
-        relation, @extschema@.nv_embed_query(query, nv_embed.row_relation(pg_catalog.pg_typeof(relation)), NULL, target), k, target, dim, rescore, oversample,
+        relation, nv_embed.embed_searched(query, nv_embed.row_relation(pg_catalog.pg_typeof(relation)), target), k, target, dim, rescore, oversample,
         filter
     ) AS s;
 END

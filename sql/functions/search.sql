@@ -40,6 +40,13 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.row_relation(regtype) IS 'The table whose rows have this type.';
 
+CREATE OR REPLACE FUNCTION nv_embed.candidates(k int, oversample real) RETURNS bigint
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+RETURN ceil(k * oversample::float8);
+
+COMMENT ON FUNCTION nv_embed.candidates(int, real) IS 'How many rows are ranked for the best k.';
+
 -- The stored vectors mend what a short prefix misses, and a small index stays in memory; where they do not, the longest prefix is the best.
 CREATE OR REPLACE FUNCTION nv_embed.choose_index(g nv_embed.generation, holder regclass, wanted_dim int, rescore boolean)
 RETURNS TABLE (dim int, storage text, is_partial boolean, lists int)
@@ -83,7 +90,8 @@ BEGIN
     is_forced := NOT chosen.is_partial AND filter IS NULL AND NOT row_security_active(holder) AND NOT row_security_active(relation);
     candidates := CASE
         WHEN g.chunks IS NULL AND (NOT rescore OR dim = g.dim AND storage = g.storage) THEN k
-        ELSE ceil(k * oversample::float8 * CASE storage WHEN 'bit' THEN 4 ELSE 1 END)
+        WHEN storage = 'bit' THEN 4 * nv_embed.candidates(k, oversample)
+        ELSE nv_embed.candidates(k, oversample)
     END;
 END
 $$;
@@ -119,6 +127,17 @@ END
 $$;
 
 COMMENT ON FUNCTION nv_embed.similarity_sql(text, int, text) IS 'An SQL expression: the cosine similarity, as a distance by distance_sql tells it.';
+
+CREATE OR REPLACE FUNCTION nv_embed.table_name(relation regclass) RETURNS text
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (SELECT quote_ident(c.relname) FROM pg_class AS c WHERE c.oid = relation);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.table_name(regclass) IS 'A table''s own name, by which a statement that reads it once may call it.';
 
 CREATE OR REPLACE FUNCTION nv_embed.columns_sql(relation regclass, alias text) RETURNS text
 LANGUAGE plpgsql STABLE STRICT
@@ -162,7 +181,7 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    user_table CONSTANT text := (SELECT quote_ident(c.relname) FROM pg_class AS c WHERE c.oid = relation);
+    user_table CONSTANT text := nv_embed.table_name(relation);
     passes CONSTANT text := coalesce(E' AND (\n' || filter || E'\n)', '');
     key CONSTANT text := nv_embed.key_list_sql(relation, 'nv_embed_near');
     is_whole CONSTANT boolean := is_exact AND rescore;

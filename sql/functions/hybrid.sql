@@ -1,0 +1,195 @@
+-- hybrid: rows by meaning and by words, in one list.
+--
+-- Each way ranks its own candidates, and a row's score is the sum of 1 / (rrf_k + rank) over the lists that it is in: reciprocal rank fusion, which needs no scale
+-- that cosines and statistics of words would share (Cormack, Clarke and Büttcher, Reciprocal Rank Fusion outperforms Condorcet, 2009).
+--
+-- As in `search.sql`, filter and document are the caller's own SQL: they see the user's table alone, and run with the caller's rights.
+
+-- Not by concat(), as vectors' texts are: no index can hold what is not immutable.
+CREATE OR REPLACE FUNCTION nv_embed.document_sql(source text, config regconfig, alias text) RETURNS text
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (
+        SELECT format(
+            'pg_catalog.to_tsvector(%L::pg_catalog.regconfig, %s)', config,
+            string_agg(
+                concat_ws(
+                    ' OPERATOR(pg_catalog.||) ', quote_literal(nullif(p.literal, '')) || '::pg_catalog.text',
+                    format('COALESCE(%s.%I::pg_catalog.text, ''''::pg_catalog.text)', alias, p.column_name)
+                ),
+                ' OPERATOR(pg_catalog.||) ' ORDER BY p.place
+            )
+        )
+        FROM nv_embed.parse_template(source) AS p WHERE p.column_name IS NOT NULL
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.document_sql(text, regconfig, text) IS 'An SQL expression: the words of a row''s source columns.';
+
+CREATE OR REPLACE FUNCTION nv_embed.text_config(relation regclass) RETURNS regconfig
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN coalesce(
+        (
+            SELECT substring(pg_get_indexdef(i.indexrelid, 1, false) FROM '^to_tsvector\(''((?:[^'']|'''')+)''::regconfig')
+            FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_am AS m ON m.oid = c.relam
+            WHERE i.indrelid = relation AND i.indisvalid AND m.amname = 'gin' AND pg_get_indexdef(i.indexrelid, 1, false) LIKE 'to\_tsvector(''%'
+            ORDER BY i.indexrelid
+            LIMIT 1
+        )::regconfig,
+        get_current_ts_config()
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.text_config(regclass) IS 'The text search configuration that a table''s words are indexed by, else the session''s.';
+
+CREATE OR REPLACE FUNCTION nv_embed.any_word(config regconfig, query text) RETURNS tsquery
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    quoted CONSTANT text := (
+        SELECT string_agg('''' || replace(replace(t.lexeme, '\', '\\'), '''', '''''') || '''', ' | ') FROM unnest(to_tsvector(config, query)) AS t
+    );
+BEGIN
+    RETURN coalesce(quoted, '')::tsquery;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.any_word(regconfig, text) IS 'A text search query: any of these words.';
+
+CREATE OR REPLACE FUNCTION nv_embed.matches_sql(relation regclass, document text, filter text) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN format(
+        E'FROM %s WHERE (\n%s\n) OPERATOR(pg_catalog.@@) $1%s', nv_embed.qualified(relation), document, coalesce(E' AND (\n' || filter || E'\n)', '')
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.matches_sql(regclass, text, text) IS 'A part of a statement: the rows that match the text search query $1 and pass the filter.';
+
+-- Ranks by frequency, over the logarithm of the length: of what Postgres offers, this found most on the test collections (`docs/decisions.md`).
+CREATE OR REPLACE FUNCTION nv_embed.hybrid_sql(relation regclass, target name, document text, k int, depth bigint, rrf_k int, filter text) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN format(
+        $sql$
+            WITH dense AS MATERIALIZED (
+                SELECT s.hit, s.rank, s.seq, s.start_char, s.end_char, s.content
+                FROM @extschema@.nv_search(NULL::%1$s, $2, %2$s, %3$L, $3, $4, $5, %4$L)
+                    WITH ORDINALITY AS s (hit, score, seq, start_char, end_char, content, rank)
+            ),
+            matched AS MATERIALIZED (
+                SELECT ROW(%5$s)::%1$s AS hit, pg_catalog.row_number() OVER (ORDER BY nv_embed_near.nv_embed_rank DESC, %6$s) AS rank
+                FROM (
+                    SELECT %7$s.*, pg_catalog.ts_rank((%8$s), $1, 1) AS nv_embed_rank
+                    %9$s
+                    ORDER BY nv_embed_rank DESC, %10$s
+                    LIMIT %2$s
+                ) AS nv_embed_near
+            ),
+            fused AS (
+                SELECT coalesce(d.hit, m.hit) AS hit, d.rank AS dense_rank, m.rank AS text_rank, d.seq, d.start_char, d.end_char, d.content,
+                    coalesce(1::pg_catalog.float8 OPERATOR(pg_catalog./) (%11$s::pg_catalog.float8 OPERATOR(pg_catalog.+) d.rank), 0)
+                    OPERATOR(pg_catalog.+) coalesce(1::pg_catalog.float8 OPERATOR(pg_catalog./) (%11$s::pg_catalog.float8 OPERATOR(pg_catalog.+) m.rank), 0) AS score
+                FROM dense AS d FULL JOIN matched AS m ON %12$s
+            )
+            SELECT f.hit, f.score, f.dense_rank::pg_catalog.int4, f.text_rank::pg_catalog.int4, f.seq, f.start_char, f.end_char, f.content
+            FROM fused AS f
+            ORDER BY f.score DESC, %13$s
+            LIMIT %14$s
+        $sql$,
+        nv_embed.qualified(relation), depth, target, filter, nv_embed.columns_sql(relation, 'nv_embed_near'), nv_embed.key_list_sql(relation, 'nv_embed_near'),
+        nv_embed.table_name(relation), E'\n' || document || E'\n', nv_embed.matches_sql(relation, document, filter),
+        nv_embed.key_list_sql(relation, nv_embed.table_name(relation)), rrf_k,
+        (SELECT string_agg(format('(d.hit).%I %s (m.hit).%1$I', c.column_name, c.equals), ' AND ' ORDER BY c.place) FROM nv_embed.key_columns(relation) AS c),
+        nv_embed.key_list_sql(relation, '(f.hit)'), k
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.hybrid_sql(regclass, name, text, int, bigint, int, text)
+    IS 'The statement of nv_hybrid_search; its $1 is the text search query, $2 the query''s vector, $3 to $5 are dim, rescore and oversample.';
+
+CREATE OR REPLACE FUNCTION nv_embed.check_hybrid(query text, rrf_k int) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF query IS NULL THEN
+        RAISE EXCEPTION 'query is null' USING ERRCODE = '22004', HINT = 'a hybrid search needs words; nv_search() takes a vector alone';
+    ELSIF rrf_k >= 0 IS NOT TRUE THEN
+        RAISE EXCEPTION 'rrf_k is %', coalesce(rrf_k::text, 'null')
+            USING ERRCODE = '22023', HINT = 'rrf_k is 0 or more; the larger it is, the less do the first places of a list count. 60 is customary';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_hybrid(text, int) IS 'Raises an error for a hybrid search that makes no sense.';
+
+-- A question has words that its answer lacks, so any of them will do. But to rank all rows that have any takes long, and rows that have all come first anyway:
+-- where there are enough of these, they are the ones.
+CREATE OR REPLACE FUNCTION @extschema@.nv_hybrid_search(
+    relation anyelement, query text, k int DEFAULT 10, target name DEFAULT 'embedding', filter text DEFAULT NULL, rrf_k int DEFAULT 60,
+    config regconfig DEFAULT NULL, document text DEFAULT NULL, dim int DEFAULT NULL, rescore boolean DEFAULT true, oversample real DEFAULT 4,
+    embedding vector DEFAULT NULL, OUT hit anyelement, OUT score double precision, OUT dense_rank int, OUT text_rank int, OUT seq int,
+    OUT start_char int, OUT end_char int, OUT content text
+) RETURNS SETOF record
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE COST 100000 ROWS 10
+SET jit = off
+AS $$
+DECLARE
+    searched CONSTANT pg_catalog.regclass := nv_embed.row_relation(pg_catalog.pg_typeof(relation));
+    e CONSTANT nv_embed.embedding := nv_embed.find_embedding(searched, target);
+    language CONSTANT pg_catalog.regconfig := coalesce(config, nv_embed.text_config(searched));
+    words CONSTANT pg_catalog.text := coalesce(document, nv_embed.document_sql(e.source, language, nv_embed.table_name(searched)));
+    depth CONSTANT bigint := nv_embed.candidates(k, oversample);
+    asked pg_catalog.tsquery := pg_catalog.plainto_tsquery(language, query);
+    matches bigint;
+BEGIN
+    PERFORM nv_embed.check_hybrid(query, rrf_k), nv_embed.check_search(embedding, k, rescore, oversample);
+    EXECUTE pg_catalog.format('SELECT pg_catalog.count(*) FROM (SELECT %s LIMIT %s) AS s', nv_embed.matches_sql(searched, words, filter), depth) INTO matches USING asked;
+    IF matches OPERATOR(pg_catalog.<) depth THEN
+        asked := nv_embed.any_word(language, query);
+    END IF;
+    RETURN QUERY EXECUTE nv_embed.hybrid_sql(searched, target, words, k, depth, rrf_k, filter)
+    USING asked, coalesce(embedding, nv_embed.embed_searched(query, searched, target)), dim, rescore, oversample;
+END
+$$;
+
+COMMENT ON FUNCTION @extschema@.nv_hybrid_search(anyelement, text, int, name, text, int, regconfig, text, int, boolean, real, vector)
+    IS 'The k rows that are found best by meaning and by words, by reciprocal rank fusion; with each its rank in both lists and, of a table with chunks, its best piece.';
+
+CREATE OR REPLACE FUNCTION nv_embed.create_text_index_sql(
+    relation regclass, target name DEFAULT 'embedding', config regconfig DEFAULT get_current_ts_config(), concurrently boolean DEFAULT true
+) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e CONSTANT nv_embed.embedding := nv_embed.find_embedding(relation, target);
+    is_split CONSTANT boolean := EXISTS (SELECT FROM pg_class AS c WHERE c.oid = relation AND c.relkind = 'p');
+BEGIN
+    IF config IS NULL THEN
+        RAISE EXCEPTION 'config is null' USING ERRCODE = '22004', HINT = 'name a text search configuration, for example english or simple';
+    END IF;
+    RETURN format(
+        'CREATE INDEX%s ON %s USING gin ((%s))', CASE WHEN "concurrently" AND NOT is_split THEN ' CONCURRENTLY' ELSE '' END, nv_embed.qualified(relation),
+        nv_embed.document_sql(e.source, config, nv_embed.table_name(relation))
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.create_text_index_sql(regclass, name, regconfig, boolean)
+    IS 'The statement that makes the full text index which nv_hybrid_search uses; for \gexec.';
