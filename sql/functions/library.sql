@@ -117,6 +117,19 @@ $$;
 COMMENT ON FUNCTION nv_embed.identify(int, text)
     IS 'The dimension, model and revision that a declaration with these arguments gets, of the models that were recorded.';
 
+CREATE OR REPLACE FUNCTION nv_embed.model_dims(g nv_embed.generation) RETURNS int[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT g.dim UNION SELECT d FROM nv_embed.model AS m, unnest(m.trained_dims || m.declared_dims) AS d WHERE m.name = g.model AND d < g.dim
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.model_dims(nv_embed.generation) IS 'The widths that a generation''s vectors can be cut to.';
+
 -- What it says replaces what was known: a model that is not served any more would leave its rows waiting. Declarations keep theirs.
 CREATE OR REPLACE FUNCTION nv_embed.record_models(models jsonb) RETURNS bigint
 LANGUAGE plpgsql

@@ -42,6 +42,21 @@ $$;
 COMMENT ON FUNCTION nv_embed.identify(int, text)
     IS 'The dimension, model and revision that a declaration with these arguments gets; found out by embedding a word.';
 
+CREATE OR REPLACE FUNCTION nv_embed.model_dims(g nv_embed.generation) RETURNS int[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT g.dim UNION SELECT d FROM nv_embed.models() AS m, unnest(m.trained_dims || m.declared_dims) AS d WHERE m.name = g.model AND d < g.dim
+    );
+EXCEPTION WHEN system_error THEN
+    RETURN ARRAY[g.dim]; -- the sidecar is away
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.model_dims(nv_embed.generation) IS 'The widths that a generation''s vectors can be cut to, as far as the sidecar says.';
+
 CREATE OR REPLACE FUNCTION nv_embed.default_mode() RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp

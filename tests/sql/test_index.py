@@ -304,3 +304,58 @@ def test_names_that_need_quotes_and_are_long_are_no_obstacle(db: Connection, vec
     db.execute(one(db, "SELECT nv_embed.create_index_sql(%s, 'Group', dim => 384, concurrently => false)", [table]))
     assert len(db.execute("SELECT * FROM nv_embed.vector_indexes(%s, 'Group')", [table]).fetchall()) == 1
     assert one(db, f"SELECT (hit).id FROM nv_search(NULL::{table}, %s::vector, target => 'Group')", [literal(vectors[0])]) == 1
+
+
+@pytest.mark.parametrize("arguments", ["dim => 384", "storage => 'bit'"])
+def test_row_level_security_hides_rows_from_an_index_and_keeps_k(
+    connect: Callable[..., Connection], vectors: "NDArray[numpy.float32]", arguments: str
+) -> None:
+    owner, caller = connect(), connect("app")
+    filled(owner, vectors)
+    make_index(owner, arguments)
+    owner.execute("GRANT SELECT ON docs TO app; ALTER TABLE docs ENABLE ROW LEVEL SECURITY; CREATE POLICY own ON docs USING (kind = 3)")
+    visible = list(range(3, ROWS, 100))
+    caller.execute("SET enable_seqscan = off; SET enable_sort = off; SET hnsw.max_scan_tuples = 100")
+    for extra in ("", ", rescore => false, dim => 768", ", oversample => 20", ", filter => 'id >= 0'"):
+        assert set(search(caller, vectors[0], f", k => 15{extra}")) == set(visible)
+    assert search(caller, vectors[0], ", k => 10") == nearest(vectors, vectors[0], 10, visible)
+    assert search(caller, vectors[0], ", filter => 'kind <> 3'") == []
+    with pytest.raises(psycopg.Error) as raised:
+        search(caller, vectors[0], ", filter => '(''row '' || id)::int > 0'")
+    assert raised.value.diag.message_primary in {f'invalid input syntax for type integer: "row {key}"' for key in visible}
+
+
+def test_rows_with_many_near_pieces_leave_room_for_others(db: Connection, vectors: "NDArray[numpy.float32]") -> None:
+    """Ten rows of a hundred pieces each are nearer than those of the rest: more candidates are needed than were asked for at first."""
+    db.execute("CREATE TABLE book (id int PRIMARY KEY, body text)")
+    db.execute(f"SELECT nv_embed.auto_embed('book', '{{body}}', dim => {DIM}, mode => 'off', chunk_tokens => 12)")
+    db.execute("INSERT INTO book SELECT n, repeat('x', 2000) FROM generate_series(0, 39) AS n")
+    near, far = literal(vectors[0]), literal(vectors[0] * 0.5 + vectors[1])
+    pieces = "INSERT INTO book_embedding_chunk SELECT b, p, p, p + 1, %s FROM generate_series(%s::int, %s) AS b, generate_series(0, %s) AS p"
+    db.execute(pieces, [near, 0, 9, 99])
+    db.execute(pieces, [far, 10, 39, 1])
+    db.execute("ALTER TABLE book_embedding_chunk ALTER embedding SET STORAGE EXTERNAL")
+    for arguments in ("", ", dim => 384", ", dim => 384, rescore => false"):
+        assert search(db, vectors[0], f", k => 30{arguments}", "book") == list(range(30))
+    make_index(db, "dim => 384", "book")
+    assert "Index Scan using book_embedding_chunk_embedding_384_halfvec_hnsw" in plan(db, vectors[0], "", "book")
+    assert search(db, vectors[0], ", k => 10", "book") == list(range(10))
+    assert search(db, vectors[0], ", k => 40", "book") == list(range(40))
+    assert search(db, vectors[0], ", k => 5, filter => 'id > 20'", "book") == list(range(21, 26))
+
+
+def test_pieces_of_rows_that_a_role_may_not_see_are_not_searched(connect: Callable[..., Connection], vectors: "NDArray[numpy.float32]") -> None:
+    owner, caller = connect(), connect("app")
+    owner.execute("CREATE TABLE book (id int PRIMARY KEY, body text)")
+    owner.execute(f"SELECT nv_embed.auto_embed('book', '{{body}}', dim => {DIM}, mode => 'off', chunk_tokens => 12)")
+    owner.execute("INSERT INTO book SELECT n, 'text ' || n FROM generate_series(0, 99) AS n")
+    for key in range(100):
+        owner.execute("INSERT INTO book_embedding_chunk VALUES (%s, 0, 0, 5, %s)", [key, literal(vectors[key])])
+    make_index(owner, "dim => 384", "book")
+    owner.execute("GRANT SELECT ON book TO app; ALTER TABLE book ENABLE ROW LEVEL SECURITY; CREATE POLICY own ON book USING (id % 10 = 3)")
+    visible = list(range(3, 100, 10))
+    assert search(caller, vectors[0], ", k => 50", "book") == nearest(vectors, vectors[0], 10, visible)
+    caller.execute("SET enable_seqscan = off; SET enable_sort = off; SET hnsw.max_scan_tuples = 20")
+    assert search(caller, vectors[0], ", k => 10", "book") == nearest(vectors, vectors[0], 10, visible)
+    rows = caller.execute("SELECT (hit).id, content FROM nv_hybrid_search(NULL::book, 'text', k => 50, embedding => %s)", [literal(vectors[0])]).fetchall()
+    assert {key for key, _ in rows} == set(visible)
