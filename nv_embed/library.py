@@ -143,6 +143,8 @@ def _chosen_schema(connection: psycopg.Connection[Any], wanted: str | None, befo
             raise InstallRefused(f"nv_embed is installed in schema {before[1]} already, not in {wanted}: leave --schema out")
         return before[1]
     schema = wanted or "public"
+    if set(schema) & set("'$"):  # it stands in functions' bodies and in literals there
+        raise InstallRefused(f"the name of schema {schema} has an apostrophe or a dollar: name another one with --schema")
     if not _ask(connection, "SELECT 1 FROM pg_namespace WHERE nspname = %s", [schema]):
         raise InstallRefused(f"there is no schema {schema}: CREATE SCHEMA it first, or name another one with --schema")
     return schema

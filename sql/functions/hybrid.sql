@@ -87,7 +87,7 @@ BEGIN
         $sql$
             WITH dense AS MATERIALIZED (
                 SELECT s.hit, s.rank, s.seq, s.start_char, s.end_char, s.content
-                FROM @extschema@.nv_search(NULL::%1$s, $2, %2$s, %3$L, $3, $4, $5, %4$L)
+                FROM %15$s(NULL::%1$s, $2, %2$s, %3$L, $3, $4, $5, %4$L)
                     WITH ORDINALITY AS s (hit, score, seq, start_char, end_char, content, rank)
             ),
             matched AS MATERIALIZED (
@@ -114,7 +114,7 @@ BEGIN
         nv_embed.table_name(relation), E'\n' || document || E'\n', nv_embed.matches_sql(relation, document, filter),
         nv_embed.key_list_sql(relation, nv_embed.table_name(relation)), rrf_k,
         (SELECT string_agg(format('(d.hit).%I %s (m.hit).%1$I', c.column_name, c.equals), ' AND ' ORDER BY c.place) FROM nv_embed.key_columns(relation) AS c),
-        nv_embed.key_list_sql(relation, '(f.hit)'), k
+        nv_embed.key_list_sql(relation, '(f.hit)'), k, '@extschema@.nv_search'
     );
 END
 $$;

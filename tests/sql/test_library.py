@@ -135,6 +135,7 @@ def test_a_role_that_may_make_schemas_is_enough(dsn: str, sidecar: Sidecar, bare
 
 def test_a_schema_that_does_not_exist_is_refused(dsn: str, program: Program) -> None:
     assert "there is no schema ai" in failed(program("install", "--library", "--database-url", dsn, "--schema", "ai"))
+    assert "has an apostrophe" in failed(program("install", "--library", "--database-url", dsn, "--schema", "it's"))
     assert program("install", "--database-url", dsn, "--schema", "ai").returncode == 2
 
 
@@ -193,7 +194,7 @@ def test_it_can_be_removed_and_tables_keep_their_vectors(dsn: str, sidecar: Side
     install_library(dsn, sidecar.address)
     assert embedded(dsn, sidecar.address) == [(2,)]
     with connected(dsn) as db:
-        db.execute("DROP SCHEMA nv_embed CASCADE; DROP FUNCTION public.nv_search")
+        db.execute("DROP SCHEMA nv_embed CASCADE; DROP FUNCTION public.nv_search, public.nv_hybrid_search")
         assert db.execute("SELECT FROM pg_proc WHERE proname LIKE 'nv\\_%'").rowcount == 0
         db.execute("INSERT INTO docs VALUES (3, 'no longer embedded')")
         assert one(db, "SELECT count(embedding) FROM docs") == 2
