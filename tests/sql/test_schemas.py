@@ -26,11 +26,18 @@ def use(db: Connection, schema: str) -> None:
     """The whole path, with a search_path that sees none of the extension's schemas."""
     db.execute("SET search_path = pg_catalog")
     db.execute("CREATE TABLE public.docs (id int PRIMARY KEY, body text)")
-    db.execute("SELECT nv_embed.auto_embed('public.docs', '{body}', dim => 384)")
+    db.execute("SELECT nv_embed.auto_embed('public.docs', '{body}', dim => 768)")
     db.execute("INSERT INTO public.docs VALUES (1, 'yeast and flour'), (2, 'a violin')")
     db.execute("UPDATE public.docs SET body = 'a violin and its bow' WHERE id = 2")
     found = db.execute(f"SELECT (hit).id FROM {schema}.nv_search(NULL::public.docs, 'violin', k => 1)").fetchall()
     assert found == [(2,)]
+    for arguments in ("dim => 384", "storage => 'vector'", "dim => 384, storage => 'bit'"):
+        db.execute(one(db, f"SELECT nv_embed.create_index_sql('public.docs', {arguments})"))
+    db.execute(one(db, "SELECT nv_embed.create_text_index_sql('public.docs', config => 'english')"))
+    assert [dim for (dim,) in db.execute("SELECT dim FROM nv_embed.vector_indexes('public.docs')")] == [768, 384, 384]
+    for search in ("nv_search", "nv_hybrid_search"):
+        assert db.execute(f"SELECT (hit).id FROM {schema}.{search}(NULL::public.docs, 'violin', k => 1)").fetchall() == [(2,)]
+    assert one(db, "SELECT count(*) FROM nv_embed.storage_report('public.docs')") == 16
     assert one(db, f"SELECT array_length({schema}.nv_embed(ARRAY['a', 'b'], 384), 1)") == 2
     assert one(db, f"SELECT {schema}.nv_truncate({schema}.nv_embed('x'), 384) IS NOT NULL") is True
     db.execute("DROP TABLE public.docs")
