@@ -66,6 +66,17 @@ $$;
 COMMENT ON FUNCTION nv_embed.choose_index(nv_embed.generation, regclass, int, boolean)
     IS 'The index that a search takes its candidates from: the best that covers the table, or of this dim.';
 
+CREATE OR REPLACE FUNCTION nv_embed.is_secured(relation regclass, g nv_embed.generation) RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN row_security_active(relation) OR g.chunks IS NOT NULL AND row_security_active(g.chunks);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.is_secured(regclass, nv_embed.generation) IS 'Whether row-level security hides rows from the current role.';
+
 -- `is_forced`: where all rows are searched, nothing but the index's order is quick. The planner's costs know nothing of what is toasted, so that it would rather
 -- compare all rows of a table that it takes for small.
 CREATE OR REPLACE FUNCTION nv_embed.plan_search(
@@ -87,7 +98,7 @@ BEGIN
     storage := coalesce(chosen.storage, g.storage);
     lists := chosen.lists;
     is_exact := chosen.dim IS NULL AND dim = g.dim;
-    is_forced := NOT chosen.is_partial AND filter IS NULL AND NOT row_security_active(holder) AND NOT row_security_active(relation);
+    is_forced := NOT chosen.is_partial AND filter IS NULL AND NOT nv_embed.is_secured(relation, g);
     candidates := CASE
         WHEN g.chunks IS NULL AND (NOT rescore OR dim = g.dim AND storage = g.storage) THEN k
         WHEN storage = 'bit' THEN 4 * nv_embed.candidates(k, oversample)
@@ -369,6 +380,7 @@ $$;
 COMMENT ON FUNCTION @extschema@.nv_search(anyelement, vector, int, name, int, boolean, real, text)
     IS 'The k rows whose vectors are nearest to this one, best first; score is the cosine similarity. Of a table with chunks, each row once, with its best piece: number, characters and text.';
 
+-- EXPLAIN counts the rows that row-level security has hidden.
 CREATE OR REPLACE FUNCTION nv_embed.explain_search(
     relation anyelement, query vector, k int DEFAULT 10, target name DEFAULT 'embedding', dim int DEFAULT NULL, rescore boolean DEFAULT true,
     oversample real DEFAULT 4, filter text DEFAULT NULL
@@ -387,11 +399,12 @@ BEGIN
     PERFORM nv_embed.check_search(query, k, rescore, oversample);
     before := nv_embed.set_scan(plan.candidates, plan.lists, plan.is_forced);
     RETURN QUERY EXECUTE pg_catalog.concat(
-        'EXPLAIN (ANALYZE, BUFFERS) ', nv_embed.search_sql(searched, g, plan.storage, plan.dim, plan.is_exact, rescore, k, plan.candidates, filter)
+        'EXPLAIN ', CASE WHEN nv_embed.is_secured(searched, g) THEN '(COSTS OFF) ' ELSE '(ANALYZE, BUFFERS) ' END,
+        nv_embed.search_sql(searched, g, plan.storage, plan.dim, plan.is_exact, rescore, k, plan.candidates, filter)
     ) USING query;
     PERFORM nv_embed.reset_scan(before);
 END
 $$;
 
 COMMENT ON FUNCTION nv_embed.explain_search(anyelement, vector, int, name, int, boolean, real, text)
-    IS 'What Postgres does for nv_search with the same arguments: EXPLAIN (ANALYZE, BUFFERS) of its first statement, run with the caller''s rights.';
+    IS 'What Postgres does for nv_search with the same arguments: EXPLAIN (ANALYZE, BUFFERS) of its first statement, run with the caller''s rights; under row-level security the plan alone.';

@@ -320,6 +320,7 @@ def test_row_level_security_hides_rows_from_an_index_and_keeps_k(
         assert set(search(caller, vectors[0], f", k => 15{extra}")) == set(visible)
     assert search(caller, vectors[0], ", k => 10") == nearest(vectors, vectors[0], 10, visible)
     assert search(caller, vectors[0], ", filter => 'kind <> 3'") == []
+    assert "rows" not in plan(caller, vectors[0]).lower()
     with pytest.raises(psycopg.Error) as raised:
         search(caller, vectors[0], ", filter => '(''row '' || id)::int > 0'")
     assert raised.value.diag.message_primary in {f'invalid input syntax for type integer: "row {key}"' for key in visible}
