@@ -10,6 +10,7 @@ import pytest
 from conftest import Connection
 from installs import BOTH
 from numpy.typing import NDArray
+from pgvector import HalfVector
 from vectors import one
 
 pytestmark = BOTH
@@ -38,9 +39,10 @@ def filled(db: Connection, vectors: "NDArray[numpy.float32]", table: str = "docs
         db.execute(f"CREATE TABLE {table}_a_2 PARTITION OF {table}_a FOR VALUES FROM (200) TO (500)")
         db.execute(f"CREATE TABLE {table}_b PARTITION OF {table} FOR VALUES FROM (500) TO ({ROWS})")
     db.execute(f"SELECT nv_embed.auto_embed('{table}', '{{body}}', dim => {DIM}, mode => 'off', storage => '{storage}')")
-    with db.cursor().copy(f"COPY {table} (id, body, kind, embedding) FROM STDIN") as rows:
+    with db.cursor().copy(f"COPY {table} (id, body, kind, embedding) FROM STDIN WITH BINARY") as rows:
+        rows.set_types(["int4", "text", "int4", "bytea"])
         for key, vector in enumerate(vectors):
-            rows.write_row((key, "text", key % 100, literal(vector)))
+            rows.write_row((key, "text", key % 100, HalfVector(vector).to_binary()))
 
 
 @pytest.fixture
