@@ -64,6 +64,7 @@ def installs(cluster: Cluster, sidecar: Sidecar) -> Callable[[str], Install]:
         if kind == "extension":
             _install_extension(made, sidecar)
         else:
+            install("extension")  # makes the server's roles, to which the library then grants too, whichever test comes first
             library_database(cluster, made.template)
             install_library(made.dsn(made.template), sidecar.address)
         with cluster.connect(made.template) as connection:

@@ -82,39 +82,39 @@ CREATE OR REPLACE FUNCTION nv_embed.hybrid_sql(relation regclass, target name, d
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    t CONSTANT record := nv_embed.table_names(relation);
 BEGIN
     RETURN format(
         $sql$
             WITH dense AS MATERIALIZED (
                 SELECT s.hit, s.rank, s.seq, s.start_char, s.end_char, s.content
-                FROM %15$s(NULL::%1$s, $2, %2$s, %3$L, $3, $4, $5, %4$L)
+                FROM %14$s(NULL::%1$s, $2, %2$s, %3$L, $3, $4, $5, %4$L)
                     WITH ORDINALITY AS s (hit, score, seq, start_char, end_char, content, rank)
             ),
             matched AS MATERIALIZED (
-                SELECT ROW(%5$s)::%1$s AS hit, pg_catalog.row_number() OVER (ORDER BY nv_embed_near.nv_embed_rank DESC, %6$s) AS rank
+                SELECT ROW(%5$s)::%1$s AS hit, pg_catalog.row_number() OVER (ORDER BY nv_embed_rank DESC, %6$s) AS rank
                 FROM (
                     SELECT %7$s.*, pg_catalog.ts_rank((%8$s), $1, 1) AS nv_embed_rank
                     %9$s
-                    ORDER BY nv_embed_rank DESC, %10$s
+                    ORDER BY nv_embed_rank DESC, %6$s
                     LIMIT %2$s
                 ) AS nv_embed_near
             ),
             fused AS (
                 SELECT coalesce(d.hit, m.hit) AS hit, d.rank AS dense_rank, m.rank AS text_rank, d.seq, d.start_char, d.end_char, d.content,
-                    coalesce(1::pg_catalog.float8 OPERATOR(pg_catalog./) (%11$s::pg_catalog.float8 OPERATOR(pg_catalog.+) d.rank), 0)
-                    OPERATOR(pg_catalog.+) coalesce(1::pg_catalog.float8 OPERATOR(pg_catalog./) (%11$s::pg_catalog.float8 OPERATOR(pg_catalog.+) m.rank), 0) AS score
-                FROM dense AS d FULL JOIN matched AS m ON %12$s
+                    coalesce(1::pg_catalog.float8 OPERATOR(pg_catalog./) (%10$s::pg_catalog.float8 OPERATOR(pg_catalog.+) d.rank), 0)
+                    OPERATOR(pg_catalog.+) coalesce(1::pg_catalog.float8 OPERATOR(pg_catalog./) (%10$s::pg_catalog.float8 OPERATOR(pg_catalog.+) m.rank), 0) AS score
+                FROM dense AS d FULL JOIN matched AS m ON %11$s
             )
             SELECT f.hit, f.score, f.dense_rank::pg_catalog.int4, f.text_rank::pg_catalog.int4, f.seq, f.start_char, f.end_char, f.content
             FROM fused AS f
-            ORDER BY f.score DESC, %13$s
-            LIMIT %14$s
+            ORDER BY f.score DESC, %12$s
+            LIMIT %13$s
         $sql$,
-        nv_embed.qualified(relation), depth, target, filter, nv_embed.columns_sql(relation, 'nv_embed_near'), nv_embed.key_list_sql(relation, 'nv_embed_near'),
-        nv_embed.table_name(relation), E'\n' || document || E'\n', nv_embed.matches_sql(relation, document, filter),
-        nv_embed.key_list_sql(relation, nv_embed.table_name(relation)), rrf_k,
+        t.qualified, depth, target, filter, t.columns, t.key, t.own, E'\n' || document || E'\n', nv_embed.matches_sql(relation, document, filter), rrf_k,
         (SELECT string_agg(format('(d.hit).%I %s (m.hit).%1$I', c.column_name, c.equals), ' AND ' ORDER BY c.place) FROM nv_embed.key_columns(relation) AS c),
-        nv_embed.key_list_sql(relation, '(f.hit)'), k, '@extschema@.nv_search'
+        (SELECT string_agg(format('(f.hit).%I', c.column_name), ', ' ORDER BY c.place) FROM nv_embed.key_columns(relation) AS c), k, '@extschema@.nv_search'
     );
 END
 $$;
@@ -153,12 +153,12 @@ DECLARE
     searched CONSTANT pg_catalog.regclass := nv_embed.row_relation(pg_catalog.pg_typeof(relation));
     e CONSTANT nv_embed.embedding := nv_embed.find_embedding(searched, target);
     language CONSTANT pg_catalog.regconfig := coalesce(config, nv_embed.text_config(searched));
-    words CONSTANT pg_catalog.text := coalesce(document, nv_embed.document_sql(e.source, language, nv_embed.table_name(searched)));
+    words CONSTANT pg_catalog.text := coalesce(document, nv_embed.document_sql(e.source, language, (nv_embed.table_names(searched)).own));
     depth CONSTANT bigint := nv_embed.candidates(k, oversample);
     asked pg_catalog.tsquery := pg_catalog.plainto_tsquery(language, query);
     matches bigint;
 BEGIN
-    PERFORM nv_embed.check_hybrid(query, rrf_k), nv_embed.check_search(embedding, k, rescore, oversample);
+    PERFORM nv_embed.check_hybrid(query, rrf_k), nv_embed.plan_search(searched, nv_embed.live_generation(searched, target), embedding, dim, k, rescore, oversample, filter);
     EXECUTE pg_catalog.format('SELECT pg_catalog.count(*) FROM (SELECT %s LIMIT %s) AS s', nv_embed.matches_sql(searched, words, filter), depth) INTO matches USING asked;
     IF matches OPERATOR(pg_catalog.<) depth THEN
         asked := nv_embed.any_word(language, query);
@@ -186,7 +186,7 @@ BEGIN
     END IF;
     RETURN format(
         'CREATE INDEX%s ON %s USING gin ((%s))', CASE WHEN "concurrently" AND NOT is_split THEN ' CONCURRENTLY' ELSE '' END, nv_embed.qualified(relation),
-        nv_embed.document_sql(e.source, config, nv_embed.table_name(relation))
+        nv_embed.document_sql(e.source, config, (nv_embed.table_names(relation)).own)
     );
 END
 $$;

@@ -15,35 +15,51 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.pgvector_schema() IS 'The schema of pgvector, quoted as needed.';
 
--- Cosine distance ignores length, so a prefix need not be normalised again.
-CREATE OR REPLACE FUNCTION nv_embed.indexed_sql(g nv_embed.generation, storage text, dim int, vector text) RETURNS text
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    prefix CONSTANT text := CASE WHEN dim < g.dim THEN format('%s.subvector(%s, 1, %s)', nv_embed.pgvector_schema(), vector, dim) ELSE vector END;
-BEGIN
-    RETURN CASE
-        WHEN storage = 'bit' THEN format('(%s.binary_quantize(%s))::bit(%s)', nv_embed.pgvector_schema(), prefix, dim)
-        WHEN storage = g.storage AND dim = g.dim THEN vector
-        ELSE format('(%s)::%s', prefix, nv_embed.type_sql(storage, dim))
-    END;
-END
-$$;
+-- Each search asks for all of this, so it has SQL-standard bodies, which the planner puts in place: names are bound when the function is made.
 
-COMMENT ON FUNCTION nv_embed.indexed_sql(nv_embed.generation, text, int, text)
+-- Cosine distance ignores length, so a prefix need not be normalised again.
+CREATE OR REPLACE FUNCTION nv_embed.prefix_sql(g nv_embed.generation, pgvector text, dim int, vector text) RETURNS text
+LANGUAGE sql STABLE
+RETURN CASE WHEN dim < (g).dim THEN format('%s.subvector(%s, 1, %s)', pgvector, vector, dim) ELSE vector END;
+
+COMMENT ON FUNCTION nv_embed.prefix_sql(nv_embed.generation, text, int, text) IS 'An SQL expression: the first dim components of a stored vector.';
+
+CREATE OR REPLACE FUNCTION nv_embed.indexed_sql(g nv_embed.generation, pgvector text, storage text, dim int, vector text) RETURNS text
+LANGUAGE sql STABLE
+RETURN CASE
+    WHEN storage = 'bit' THEN format('(%s.binary_quantize(%s))::bit(%s)', pgvector, nv_embed.prefix_sql(g, pgvector, dim, vector), dim)
+    WHEN storage = (g).storage AND dim = (g).dim THEN vector
+    ELSE format('(%s)::%s.%s(%s)', nv_embed.prefix_sql(g, pgvector, dim, vector), pgvector, storage, dim)
+END;
+
+COMMENT ON FUNCTION nv_embed.indexed_sql(nv_embed.generation, text, text, int, text)
     IS 'An SQL expression: the first dim components of a stored vector, as a vector, halfvec or bit.';
 
 CREATE OR REPLACE FUNCTION nv_embed.opclass(storage text) RETURNS text
-LANGUAGE plpgsql IMMUTABLE STRICT
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN storage || CASE storage WHEN 'bit' THEN '_hamming_ops' ELSE '_cosine_ops' END;
-END
-$$;
+LANGUAGE sql IMMUTABLE
+RETURN storage || CASE storage WHEN 'bit' THEN '_hamming_ops' ELSE '_cosine_ops' END;
 
 COMMENT ON FUNCTION nv_embed.opclass(text) IS 'The operator class of pgvector that orders vectors of this type by angle.';
+
+CREATE OR REPLACE FUNCTION nv_embed.find_indexes(holder regclass, g nv_embed.generation, pgvector text)
+RETURNS TABLE (index regclass, method text, dim int, storage text, is_valid boolean, is_partial boolean, lists int)
+LANGUAGE sql STABLE ROWS 3
+BEGIN ATOMIC
+    SELECT i.indexrelid::regclass, m.amname::text, a.atttypmod, t.typname::text, i.indisvalid, i.indpred IS NOT NULL,
+        substring(array_to_string(c.reloptions, ' ') FROM 'lists=(\d+)')::int
+    FROM pg_index AS i
+    JOIN pg_class AS c ON c.oid = i.indexrelid
+    JOIN pg_am AS m ON m.oid = c.relam AND m.amname IN ('hnsw', 'ivfflat')
+    JOIN pg_attribute AS a ON a.attrelid = i.indexrelid AND a.attnum = 1
+    JOIN pg_type AS t ON t.oid = a.atttypid
+    WHERE i.indrelid = holder
+        AND (SELECT o.opcname FROM pg_opclass AS o WHERE o.oid = i.indclass[0]) = nv_embed.opclass(t.typname::text)
+        AND btrim(pg_get_indexdef(i.indexrelid, 1, false), '()')
+            = btrim(nv_embed.indexed_sql(g, pgvector, t.typname::text, a.atttypmod, quote_ident((g).target)), '()');
+END;
+
+COMMENT ON FUNCTION nv_embed.find_indexes(regclass, nv_embed.generation, text)
+    IS 'Indexes of a table, a partition or a chunk table on a generation''s vectors; lists are those of an ivfflat index. Needs a search_path without pgvector''s schema.';
 
 CREATE OR REPLACE FUNCTION nv_embed.partitions(relation regclass) RETURNS TABLE (part regclass, parent regclass, is_leaf boolean, level int)
 LANGUAGE plpgsql STABLE STRICT ROWS 1
@@ -59,29 +75,6 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.partitions(regclass) IS 'pg_partition_tree, which knows nothing of a table or index without partitions.';
 
-CREATE OR REPLACE FUNCTION nv_embed.find_indexes(holder regclass, g nv_embed.generation)
-RETURNS TABLE (index regclass, method text, dim int, storage text, is_valid boolean, is_partial boolean, lists int)
-LANGUAGE plpgsql STABLE ROWS 3
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN QUERY
-    SELECT i.indexrelid::regclass, m.amname::text, a.atttypmod, t.typname::text, i.indisvalid, i.indpred IS NOT NULL,
-        substring(array_to_string(c.reloptions, ' ') FROM 'lists=(\d+)')::int
-    FROM pg_index AS i
-    JOIN pg_class AS c ON c.oid = i.indexrelid
-    JOIN pg_am AS m ON m.oid = c.relam AND m.amname IN ('hnsw', 'ivfflat')
-    JOIN pg_attribute AS a ON a.attrelid = i.indexrelid AND a.attnum = 1
-    JOIN pg_type AS t ON t.oid = a.atttypid
-    WHERE i.indrelid = holder
-        AND (SELECT o.opcname FROM pg_opclass AS o WHERE o.oid = i.indclass[0]) = nv_embed.opclass(t.typname)
-        AND btrim(pg_get_indexdef(i.indexrelid, 1, false), '()') = btrim(nv_embed.indexed_sql(g, t.typname, a.atttypmod, quote_ident(g.target)), '()');
-END
-$$;
-
-COMMENT ON FUNCTION nv_embed.find_indexes(regclass, nv_embed.generation)
-    IS 'Indexes of a table, a partition or a chunk table on a generation''s vectors; lists are those of an ivfflat index.';
-
 CREATE OR REPLACE FUNCTION nv_embed.vector_indexes(relation regclass, target name DEFAULT 'embedding')
 RETURNS TABLE (index regclass, method text, dim int, storage text, is_valid boolean, is_partial boolean, bytes bigint)
 LANGUAGE plpgsql STABLE ROWS 3
@@ -89,10 +82,11 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     g CONSTANT nv_embed.generation := nv_embed.live_generation(relation, target);
+    pgvector CONSTANT text := nv_embed.pgvector_schema();
 BEGIN
     RETURN QUERY
     SELECT i.index, i.method, i.dim, i.storage, i.is_valid, i.is_partial, (SELECT sum(pg_relation_size(t.part))::bigint FROM nv_embed.partitions(i.index) AS t)
-    FROM nv_embed.find_indexes(coalesce(g.chunks, relation), g) AS i
+    FROM nv_embed.find_indexes(coalesce(g.chunks, relation), g, pgvector) AS i
     ORDER BY i.dim DESC, i.storage DESC, i.index;
 END
 $$;
@@ -164,11 +158,12 @@ DECLARE
     rows CONSTANT float8 := (
         SELECT coalesce(sum(c.reltuples), 0) FROM nv_embed.partitions(holder) AS t JOIN pg_class AS c ON c.oid = t.part WHERE t.is_leaf AND c.reltuples > 0
     );
-    indexed CONSTANT text := nv_embed.indexed_sql(g, storage, dim, quote_ident(g.target));
+    pgvector CONSTANT text := nv_embed.pgvector_schema();
+    indexed CONSTANT text := nv_embed.indexed_sql(g, pgvector, storage, dim, quote_ident(g.target));
 BEGIN
     RETURN format(
         '%s USING %s (%s %s.%s)%s', nv_embed.qualified(holder), method, CASE WHEN indexed = quote_ident(g.target) THEN indexed ELSE '(' || indexed || ')' END,
-        nv_embed.pgvector_schema(), nv_embed.opclass(storage),
+        pgvector, nv_embed.opclass(storage),
         CASE method WHEN 'ivfflat' THEN format(' WITH (lists = %s)', greatest(least(rows / 1000, sqrt(rows)), 10)::int) ELSE '' END
     );
 END
@@ -182,6 +177,8 @@ RETURNS TABLE (part regclass, parent regclass, level int, is_leaf boolean, name 
 LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    pgvector CONSTANT text := nv_embed.pgvector_schema();
 BEGIN
     RETURN QUERY
     SELECT t.part, t.parent, t.level, t.is_leaf,
@@ -193,7 +190,7 @@ BEGIN
     LEFT JOIN LATERAL (
         SELECT nv_embed.qualified(f.index) AS index, f.is_valid OR NOT t.is_leaf AS is_usable,
             EXISTS (SELECT FROM pg_inherits AS h WHERE h.inhrelid = f.index) AS is_attached
-        FROM nv_embed.find_indexes(t.part, g) AS f
+        FROM nv_embed.find_indexes(t.part, g, pgvector) AS f
         WHERE f.method = planned_indexes.method AND f.storage = planned_indexes.storage AND f.dim = planned_indexes.dim AND NOT f.is_partial
         ORDER BY 2 DESC, 3 DESC, f.index
         LIMIT 1

@@ -12,15 +12,19 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    e CONSTANT nv_embed.embedding := nv_embed.find_embedding(relation, target);
     g nv_embed.generation;
 BEGIN
-    SELECT * INTO STRICT g FROM nv_embed.generation AS s WHERE s.embedding = e.id AND s.state = 'live';
+    SELECT s.* INTO g
+    FROM nv_embed.embedding AS e JOIN nv_embed.generation AS s ON s.embedding = e.id AND s.state = 'live'
+    WHERE e.relation = live_generation.relation AND e.target = live_generation.target;
+    IF NOT FOUND THEN
+        PERFORM nv_embed.find_embedding(relation, target);
+    END IF;
     RETURN g;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.live_generation(regclass, name) IS 'The generation that answers searches.';
+COMMENT ON FUNCTION nv_embed.live_generation(regclass, name) IS 'The generation that answers searches, or find_embedding''s error.';
 
 CREATE OR REPLACE FUNCTION nv_embed.row_relation(row_type regtype) RETURNS regclass
 LANGUAGE plpgsql STABLE
@@ -42,28 +46,23 @@ COMMENT ON FUNCTION nv_embed.row_relation(regtype) IS 'The table whose rows have
 
 CREATE OR REPLACE FUNCTION nv_embed.candidates(k int, oversample real) RETURNS bigint
 LANGUAGE sql IMMUTABLE
-SET search_path = pg_catalog, pg_temp
 RETURN ceil(k * oversample::float8);
 
 COMMENT ON FUNCTION nv_embed.candidates(int, real) IS 'How many rows are ranked for the best k.';
 
 -- The stored vectors mend what a short prefix misses, and a small index stays in memory; where they do not, the longest prefix is the best.
-CREATE OR REPLACE FUNCTION nv_embed.choose_index(g nv_embed.generation, holder regclass, wanted_dim int, rescore boolean)
+CREATE OR REPLACE FUNCTION nv_embed.choose_index(g nv_embed.generation, holder regclass, pgvector text, wanted_dim int, rescore boolean)
 RETURNS TABLE (dim int, storage text, is_partial boolean, lists int)
-LANGUAGE plpgsql STABLE ROWS 1
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN QUERY
+LANGUAGE sql STABLE ROWS 1
+BEGIN ATOMIC
     SELECT i.dim, i.storage, i.is_partial, i.lists
-    FROM nv_embed.find_indexes(holder, g) AS i
+    FROM nv_embed.find_indexes(holder, g, pgvector) AS i
     WHERE i.is_valid AND CASE WHEN wanted_dim IS NULL THEN NOT i.is_partial ELSE i.dim = wanted_dim END
     ORDER BY i.is_partial, i.storage = 'bit', CASE WHEN rescore THEN i.dim ELSE -i.dim END, i.method, i.storage, i.index
     LIMIT 1;
-END
-$$;
+END;
 
-COMMENT ON FUNCTION nv_embed.choose_index(nv_embed.generation, regclass, int, boolean)
+COMMENT ON FUNCTION nv_embed.choose_index(nv_embed.generation, regclass, text, int, boolean)
     IS 'The index that a search takes its candidates from: the best that covers the table, or of this dim.';
 
 CREATE OR REPLACE FUNCTION nv_embed.is_secured(relation regclass, g nv_embed.generation) RETURNS boolean
@@ -77,10 +76,16 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.is_secured(regclass, nv_embed.generation) IS 'Whether row-level security hides rows from the current role.';
 
+CREATE OR REPLACE FUNCTION nv_embed.has_direction(v vector) RETURNS boolean
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN vector_norm(v) > 0;
+
+COMMENT ON FUNCTION nv_embed.has_direction(vector) IS 'Whether a vector is any but zero.';
+
 -- `is_forced`: where all rows are searched, nothing but the index's order is quick. The planner's costs know nothing of what is toasted, so that it would rather
 -- compare all rows of a table that it takes for small.
 CREATE OR REPLACE FUNCTION nv_embed.plan_search(
-    relation regclass, g nv_embed.generation, wanted_dim int, k int, rescore boolean, oversample real, filter text,
+    relation regclass, g nv_embed.generation, query vector, wanted_dim int, k int, rescore boolean, oversample real, filter text,
     OUT dim int, OUT storage text, OUT is_exact boolean, OUT candidates bigint, OUT lists int, OUT is_forced boolean
 )
 LANGUAGE plpgsql STABLE
@@ -88,9 +93,20 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     holder CONSTANT regclass := coalesce(g.chunks, relation);
+    pgvector CONSTANT text := nv_embed.pgvector_schema();
     chosen record;
 BEGIN
-    SELECT * INTO chosen FROM nv_embed.choose_index(g, holder, wanted_dim, rescore) AS c;
+    IF k < 0 IS NOT FALSE THEN
+        RAISE EXCEPTION 'k is %', coalesce(k::text, 'null') USING ERRCODE = '22023', HINT = 'k is the number of rows wanted, 0 or more';
+    ELSIF oversample BETWEEN 1 AND 10000 IS NOT TRUE THEN
+        RAISE EXCEPTION 'oversample is %', coalesce(oversample::text, 'null')
+            USING ERRCODE = '22023', HINT = 'for each row wanted, oversample is the number of candidates: from 1 to 10000';
+    ELSIF rescore IS NULL THEN
+        RAISE EXCEPTION 'rescore is null' USING ERRCODE = '22023', HINT = 'rescore is true or false';
+    ELSIF NOT nv_embed.has_direction(query) THEN
+        RAISE EXCEPTION 'the vector searched by is all zeros' USING ERRCODE = '22023', HINT = 'it has no direction, so nothing is near to it';
+    END IF;
+    SELECT * INTO chosen FROM nv_embed.choose_index(g, holder, pgvector, wanted_dim, rescore) AS c;
     IF chosen.dim IS NULL THEN
         PERFORM nv_embed.check_dim(g, wanted_dim);
     END IF;
@@ -107,79 +123,55 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.plan_search(regclass, nv_embed.generation, int, int, boolean, real, text)
-    IS 'What a search orders its candidates by, whether that leaves nothing out, how many candidates it takes, and whether it must read an index.';
+COMMENT ON FUNCTION nv_embed.plan_search(regclass, nv_embed.generation, vector, int, int, boolean, real, text)
+    IS 'Raises an error for a search that makes no sense. What it orders its candidates by, whether that leaves nothing out, how many candidates it takes, and whether it must read an index.';
 
-CREATE OR REPLACE FUNCTION nv_embed.distance_sql(g nv_embed.generation, storage text, dim int, vector text) RETURNS text
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN format(
-        '(%s OPERATOR(%s.%s) %s)', nv_embed.indexed_sql(g, storage, dim, vector), nv_embed.pgvector_schema(), CASE storage WHEN 'bit' THEN '<~>' ELSE '<=>' END,
-        nv_embed.indexed_sql(g, storage, dim, '$1::' || nv_embed.type_sql(g.storage, g.dim))
-    );
-END
-$$;
+CREATE OR REPLACE FUNCTION nv_embed.distance_sql(g nv_embed.generation, pgvector text, storage text, dim int, vector text) RETURNS text
+LANGUAGE sql STABLE
+RETURN format(
+    '(%s OPERATOR(%s.%s) %s)', nv_embed.indexed_sql(g, pgvector, storage, dim, vector), pgvector, CASE storage WHEN 'bit' THEN '<~>' ELSE '<=>' END,
+    nv_embed.indexed_sql(g, pgvector, storage, dim, format('$1::%s.%s(%s)', pgvector, (g).storage, (g).dim))
+);
 
-COMMENT ON FUNCTION nv_embed.distance_sql(nv_embed.generation, text, int, text) IS 'An SQL expression: how far a stored vector is from $1, by what indexed_sql takes of both.';
+COMMENT ON FUNCTION nv_embed.distance_sql(nv_embed.generation, text, text, int, text)
+    IS 'An SQL expression: how far a stored vector is from $1, by what indexed_sql takes of both.';
 
 -- The angle between two vectors is about the share of signs in which they differ, of half a turn.
 CREATE OR REPLACE FUNCTION nv_embed.similarity_sql(storage text, dim int, distance text) RETURNS text
-LANGUAGE plpgsql IMMUTABLE STRICT
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN CASE storage
-        WHEN 'bit' THEN format('pg_catalog.cos(pg_catalog.pi() OPERATOR(pg_catalog.*) %s OPERATOR(pg_catalog./) %s)', distance, dim)
-        ELSE format('1 OPERATOR(pg_catalog.-) %s', distance)
-    END;
-END
-$$;
+LANGUAGE sql STABLE
+RETURN CASE storage
+    WHEN 'bit' THEN format('pg_catalog.cos(pg_catalog.pi() OPERATOR(pg_catalog.*) %s OPERATOR(pg_catalog./) %s)', distance, dim)
+    ELSE format('1 OPERATOR(pg_catalog.-) %s', distance)
+END;
 
 COMMENT ON FUNCTION nv_embed.similarity_sql(text, int, text) IS 'An SQL expression: the cosine similarity, as a distance by distance_sql tells it.';
 
-CREATE OR REPLACE FUNCTION nv_embed.table_name(relation regclass) RETURNS text
+CREATE OR REPLACE FUNCTION nv_embed.table_names(relation regclass, OUT own text, OUT qualified text, OUT columns text, OUT key text)
 LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN (SELECT quote_ident(c.relname) FROM pg_class AS c WHERE c.oid = relation);
-END
-$$;
-
-COMMENT ON FUNCTION nv_embed.table_name(regclass) IS 'A table''s own name, by which a statement that reads it once may call it.';
-
-CREATE OR REPLACE FUNCTION nv_embed.columns_sql(relation regclass, alias text) RETURNS text
-LANGUAGE plpgsql STABLE STRICT
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN (
-        SELECT string_agg(alias || '.' || quote_ident(a.attname), ', ' ORDER BY a.attnum)
-        FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
-    );
-END
-$$;
-
-COMMENT ON FUNCTION nv_embed.columns_sql(regclass, text) IS 'The columns of a table, in order.';
-
-CREATE OR REPLACE FUNCTION nv_embed.key_list_sql(relation regclass, alias text) RETURNS text
-LANGUAGE plpgsql STABLE STRICT
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN (
-        SELECT string_agg(alias || '.' || quote_ident(a.attname), ', ' ORDER BY k.place)
+    SELECT quote_ident(c.relname), format('%I.%I', n.nspname, c.relname), a.columns, k.key
+    INTO own, qualified, columns, key
+    FROM pg_class AS c
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    CROSS JOIN LATERAL (
+        SELECT string_agg(quote_ident(s.attname), ', ' ORDER BY s.attnum) AS columns
+        FROM pg_attribute AS s WHERE s.attrelid = relation AND s.attnum > 0 AND NOT s.attisdropped
+    ) AS a
+    CROSS JOIN LATERAL (
+        SELECT string_agg(quote_ident(s.attname), ', ' ORDER BY u.place) AS key
         FROM pg_index AS i
-        CROSS JOIN LATERAL unnest(i.indkey) WITH ORDINALITY AS k (attnum, place)
-        JOIN pg_attribute AS a ON a.attrelid = relation AND a.attnum = k.attnum
-        WHERE i.indrelid = relation AND i.indisprimary AND k.place <= i.indnkeyatts
-    );
+        CROSS JOIN LATERAL unnest(i.indkey) WITH ORDINALITY AS u (attnum, place)
+        JOIN pg_attribute AS s ON s.attrelid = relation AND s.attnum = u.attnum
+        WHERE i.indrelid = relation AND i.indisprimary AND u.place <= i.indnkeyatts
+    ) AS k
+    WHERE c.oid = relation;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.key_list_sql(regclass, text) IS 'The columns of a table''s primary key, in order.';
+COMMENT ON FUNCTION nv_embed.table_names(regclass)
+    IS 'A table''s own name, by which a statement that reads it once may call it, its name with the schema, its columns, and those of its primary key.';
 
 -- Names of ours begin with nv_embed_, so that none of the user's columns stands for them; the filter sees the user's table alone, by its own name, and the line
 -- ends keep a comment in it from swallowing what follows.
@@ -192,21 +184,21 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    user_table CONSTANT text := nv_embed.table_name(relation);
+    t CONSTANT record := nv_embed.table_names(relation);
     passes CONSTANT text := coalesce(E' AND (\n' || filter || E'\n)', '');
-    key CONSTANT text := nv_embed.key_list_sql(relation, 'nv_embed_near');
+    pgvector CONSTANT text := nv_embed.pgvector_schema();
     is_whole CONSTANT boolean := is_exact AND rescore;
     proposed_by CONSTANT text := nv_embed.distance_sql(
-        g, CASE WHEN is_whole THEN g.storage ELSE storage END, CASE WHEN is_whole THEN g.dim ELSE dim END,
-        format('%s.%I', CASE WHEN g.chunks IS NULL THEN user_table ELSE 'nv_embed_chunk' END, g.target)
+        g, pgvector, CASE WHEN is_whole THEN g.storage ELSE storage END, CASE WHEN is_whole THEN g.dim ELSE dim END,
+        format('%s.%I', CASE WHEN g.chunks IS NULL THEN t.own ELSE 'nv_embed_chunk' END, g.target)
     );
     -- Nothing is added, so that no index has this order: Postgres has to compare all.
     first CONSTANT text := CASE
         WHEN NOT is_exact THEN proposed_by
-        ELSE format('0 OPERATOR(pg_catalog.+) %s, %s', proposed_by, nv_embed.key_list_sql(relation, user_table)) || CASE WHEN g.chunks IS NULL THEN '' ELSE ', nv_embed_chunk.seq' END
+        ELSE format('0 OPERATOR(pg_catalog.+) %s, %s', proposed_by, t.key) || CASE WHEN g.chunks IS NULL THEN '' ELSE ', nv_embed_seq' END
     END;
     ranked_by CONSTANT text := CASE
-        WHEN rescore THEN nv_embed.distance_sql(g, g.storage, g.dim, 'nv_embed_near.nv_embed_vector') ELSE 'nv_embed_near.nv_embed_distance'
+        WHEN rescore THEN nv_embed.distance_sql(g, pgvector, g.storage, g.dim, 'nv_embed_near.nv_embed_vector') ELSE 'nv_embed_near.nv_embed_distance'
     END;
     score CONSTANT text := CASE
         WHEN rescore THEN nv_embed.similarity_sql(g.storage, g.dim, 'nv_embed_best.nv_embed_rank')
@@ -231,8 +223,7 @@ BEGIN
                     LIMIT %12$s
                 ) AS nv_embed_best
             $sql$,
-            nv_embed.columns_sql(relation, 'nv_embed_best'), nv_embed.qualified(relation), score, ranked_by, user_table, g.target, proposed_by, passes, first,
-            candidates, key, k
+            t.columns, t.qualified, score, ranked_by, t.own, g.target, proposed_by, passes, first, candidates, t.key, k
         );
     END IF;
     RETURN format(
@@ -258,9 +249,9 @@ BEGIN
                 LIMIT %15$s
             ) AS nv_embed_best
         $sql$,
-        nv_embed.columns_sql(relation, 'nv_embed_best'), nv_embed.qualified(relation), score, nv_embed.rendered((nv_embed.declaration(g.id)).e.source, 'nv_embed_best'), key, ranked_by,
-        user_table, g.target, proposed_by, nv_embed.qualified(g.chunks), passes,
-        (SELECT string_agg(format('%s.%I %s nv_embed_chunk.%2$I', user_table, c.column_name, c.equals), ' AND ' ORDER BY c.place) FROM nv_embed.key_columns(relation) AS c),
+        t.columns, t.qualified, score, nv_embed.rendered((nv_embed.declaration(g.id)).e.source, 'nv_embed_best'), t.key, ranked_by,
+        t.own, g.target, proposed_by, nv_embed.qualified(g.chunks), passes,
+        (SELECT string_agg(format('%s.%I %s nv_embed_chunk.%2$I', t.own, c.column_name, c.equals), ' AND ' ORDER BY c.place) FROM nv_embed.key_columns(relation) AS c),
         first, candidates, k
     );
 END
@@ -269,32 +260,6 @@ $$;
 COMMENT ON FUNCTION nv_embed.search_sql(regclass, nv_embed.generation, text, int, boolean, boolean, int, bigint, text)
     IS 'The statement of nv_search; its $1 is the query''s vector. With each row it gives how many rows it found, and from how many candidates.';
 
-CREATE OR REPLACE FUNCTION nv_embed.has_direction(v vector) RETURNS boolean
-LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-RETURN vector_norm(v) > 0;
-
-COMMENT ON FUNCTION nv_embed.has_direction(vector) IS 'Whether a vector is any but zero.';
-
-CREATE OR REPLACE FUNCTION nv_embed.check_search(query vector, k int, rescore boolean, oversample real) RETURNS void
-LANGUAGE plpgsql IMMUTABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF k < 0 IS NOT FALSE THEN
-        RAISE EXCEPTION 'k is %', coalesce(k::text, 'null') USING ERRCODE = '22023', HINT = 'k is the number of rows wanted, 0 or more';
-    ELSIF oversample BETWEEN 1 AND 10000 IS NOT TRUE THEN
-        RAISE EXCEPTION 'oversample is %', coalesce(oversample::text, 'null')
-            USING ERRCODE = '22023', HINT = 'for each row wanted, oversample is the number of candidates: from 1 to 10000';
-    ELSIF rescore IS NULL THEN
-        RAISE EXCEPTION 'rescore is null' USING ERRCODE = '22023', HINT = 'rescore is true or false';
-    ELSIF NOT nv_embed.has_direction(query) THEN
-        RAISE EXCEPTION 'the vector searched by is all zeros' USING ERRCODE = '22023', HINT = 'it has no direction, so nothing is near to it';
-    END IF;
-END
-$$;
-
-COMMENT ON FUNCTION nv_embed.check_search(vector, int, boolean, real) IS 'Raises an error for a search that makes no sense.';
-
 -- The candidates are to come from one walk through the index, which has to keep as many in view. What the session has set is never lowered.
 CREATE OR REPLACE FUNCTION nv_embed.set_scan(candidates bigint, lists int, is_forced boolean) RETURNS text[]
 LANGUAGE plpgsql
@@ -302,25 +267,27 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     before CONSTANT text[] := ARRAY[current_setting('hnsw.ef_search'), current_setting('ivfflat.probes'), current_setting('enable_sort')];
+    done text;
 BEGIN
-    PERFORM nv_embed.reset_scan(ARRAY[
-        greatest(before[1]::int, least(candidates, 1000))::text, greatest(before[2]::int, ceil(sqrt(coalesce(lists, 1))))::int::text,
-        CASE WHEN is_forced THEN 'off' ELSE before[3] END
-    ]);
+    IF least(candidates, 1000) > before[1]::int THEN
+        done := set_config('hnsw.ef_search', least(candidates, 1000)::text, true);
+    END IF;
+    IF ceil(sqrt(lists)) > before[2]::int THEN
+        done := set_config('ivfflat.probes', ceil(sqrt(lists))::int::text, true);
+    END IF;
+    IF is_forced THEN
+        done := set_config('enable_sort', 'off', true);
+    END IF;
     RETURN before;
 END
 $$;
 
 COMMENT ON FUNCTION nv_embed.set_scan(bigint, int, boolean) IS 'Sets what a search wants of the planner and pgvector; returns what reset_scan takes.';
 
-CREATE OR REPLACE FUNCTION nv_embed.reset_scan(settings text[]) RETURNS void
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM set_config('hnsw.ef_search', settings[1], true), set_config('ivfflat.probes', settings[2], true), set_config('enable_sort', settings[3], true);
-END
-$$;
+CREATE OR REPLACE FUNCTION nv_embed.reset_scan(settings text[]) RETURNS boolean
+LANGUAGE sql
+RETURN set_config('hnsw.ef_search', settings[1], true) IS NOT NULL
+    AND set_config('ivfflat.probes', settings[2], true) IS NOT NULL AND set_config('enable_sort', settings[3], true) IS NOT NULL;
 
 COMMENT ON FUNCTION nv_embed.reset_scan(text[]) IS 'Sets back what set_scan has set; an error does it too.';
 
@@ -341,15 +308,15 @@ DECLARE
     g CONSTANT nv_embed.generation := nv_embed.live_generation(searched, target);
     plan record;
     before pg_catalog.text[];
+    is_reset boolean;
     near record;
     found bigint;
     proposed bigint;
 BEGIN
-    PERFORM nv_embed.check_search(query, k, rescore, oversample);
+    plan := nv_embed.plan_search(searched, g, query, dim, k, rescore, oversample, filter);
     IF query IS NULL OR k OPERATOR(pg_catalog.=) 0 THEN
         RETURN;
     END IF;
-    plan := nv_embed.plan_search(searched, g, dim, k, rescore, oversample, filter);
     before := nv_embed.set_scan(plan.candidates, plan.lists, plan.is_forced);
     LOOP
         found := 0;
@@ -373,7 +340,7 @@ BEGIN
             plan.candidates := plan.candidates OPERATOR(pg_catalog.*) 4;
         END IF;
     END LOOP;
-    PERFORM nv_embed.reset_scan(before);
+    is_reset := nv_embed.reset_scan(before);
 END
 $$;
 
@@ -393,16 +360,16 @@ AS $$
 DECLARE
     searched CONSTANT pg_catalog.regclass := nv_embed.row_relation(pg_catalog.pg_typeof(relation));
     g CONSTANT nv_embed.generation := nv_embed.live_generation(searched, target);
-    plan CONSTANT record := nv_embed.plan_search(searched, g, dim, k, rescore, oversample, filter);
+    plan CONSTANT record := nv_embed.plan_search(searched, g, query, dim, k, rescore, oversample, filter);
     before pg_catalog.text[];
+    is_reset boolean;
 BEGIN
-    PERFORM nv_embed.check_search(query, k, rescore, oversample);
     before := nv_embed.set_scan(plan.candidates, plan.lists, plan.is_forced);
     RETURN QUERY EXECUTE pg_catalog.concat(
         'EXPLAIN ', CASE WHEN nv_embed.is_secured(searched, g) THEN '(COSTS OFF) ' ELSE '(ANALYZE, BUFFERS) ' END,
         nv_embed.search_sql(searched, g, plan.storage, plan.dim, plan.is_exact, rescore, k, plan.candidates, filter)
     ) USING query;
-    PERFORM nv_embed.reset_scan(before);
+    is_reset := nv_embed.reset_scan(before);
 END
 $$;
 

@@ -11,7 +11,7 @@ BEGIN
         ' CROSS JOIN LATERAL (%3$s) AS w (dim, storage, bytes) GROUP BY w.dim, w.storage',
         g.target, nv_embed.qualified(holder),
         (
-            SELECT string_agg(format('SELECT %s, %L, pg_column_size(%s)', d.dim, t.storage, nv_embed.indexed_sql(g, t.storage, d.dim, 's.stored')), ' UNION ALL ')
+            SELECT string_agg(format('SELECT %s, %L, pg_column_size(%s)', d.dim, t.storage, nv_embed.indexed_sql(g, nv_embed.pgvector_schema(), t.storage, d.dim, 's.stored')), ' UNION ALL ')
             FROM unnest(dims) AS d (dim) CROSS JOIN (VALUES ('vector'), ('halfvec'), ('bit')) AS t (storage)
         )
     );
@@ -25,6 +25,8 @@ RETURNS TABLE (place int, part text, name text, dim int, storage text, bytes big
 LANGUAGE plpgsql STABLE ROWS 5
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    pgvector CONSTANT text := nv_embed.pgvector_schema();
 BEGIN
     RETURN QUERY
     WITH parts AS MATERIALIZED (
@@ -33,7 +35,7 @@ BEGIN
     indexes AS MATERIALIZED (
         SELECT f.index, f.dim, f.storage, s.part AS oid
         FROM nv_embed.partitions(relation) AS t
-        CROSS JOIN LATERAL nv_embed.find_indexes(t.part, g) AS f
+        CROSS JOIN LATERAL nv_embed.find_indexes(t.part, g, pgvector) AS f
         CROSS JOIN LATERAL nv_embed.partitions(f.index) AS s
         WHERE t.part = relation OR NOT EXISTS (SELECT FROM pg_inherits AS h WHERE h.inhrelid = f.index)
     )
