@@ -34,11 +34,11 @@ def shared_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def running_cluster(folder: Path) -> Iterator[Cluster]:
+def running_cluster(folder: Path, **settings: str) -> Iterator[Cluster]:
     socket_dir = folder / "socket"
     socket_dir.mkdir()
     give_to_postgres(socket_dir)
-    cluster = Cluster(folder / "data", socket_dir, settings={**FAST_AND_UNSAFE, "max_connections": "50"})
+    cluster = Cluster(folder / "data", socket_dir, settings={**FAST_AND_UNSAFE, "max_connections": "50", **settings})
     cluster.create()
     cluster.start()
     try:

@@ -86,16 +86,16 @@ COMMENT ON FUNCTION nv_embed.has_direction(vector) IS 'Whether a vector is any b
 -- compare all rows of a table that it takes for small.
 CREATE OR REPLACE FUNCTION nv_embed.plan_search(
     relation regclass, g nv_embed.generation, query vector, wanted_dim int, k int, rescore boolean, oversample real, filter text,
-    OUT dim int, OUT storage text, OUT is_exact boolean, OUT candidates bigint, OUT lists int, OUT is_forced boolean
+    OUT dim int, OUT storage text, OUT is_exact boolean, OUT candidates bigint, OUT lists int, OUT is_forced boolean, OUT pgvector text
 )
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     holder CONSTANT regclass := coalesce(g.chunks, relation);
-    pgvector CONSTANT text := nv_embed.pgvector_schema();
     chosen record;
 BEGIN
+    pgvector := nv_embed.pgvector_schema();
     IF k < 0 IS NOT FALSE THEN
         RAISE EXCEPTION 'k is %', coalesce(k::text, 'null') USING ERRCODE = '22023', HINT = 'k is the number of rows wanted, 0 or more';
     ELSIF oversample BETWEEN 1 AND 10000 IS NOT TRUE THEN
@@ -178,7 +178,7 @@ COMMENT ON FUNCTION nv_embed.table_names(regclass)
 --
 -- A row becomes a composite value, for which what is toasted of it is fetched, only when it is known to be among the k.
 CREATE OR REPLACE FUNCTION nv_embed.search_sql(
-    relation regclass, g nv_embed.generation, storage text, dim int, is_exact boolean, rescore boolean, k int, candidates bigint, filter text
+    relation regclass, g nv_embed.generation, pgvector text, storage text, dim int, is_exact boolean, rescore boolean, k int, candidates bigint, filter text
 ) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -186,7 +186,6 @@ AS $$
 DECLARE
     t CONSTANT record := nv_embed.table_names(relation);
     passes CONSTANT text := coalesce(E' AND (\n' || filter || E'\n)', '');
-    pgvector CONSTANT text := nv_embed.pgvector_schema();
     is_whole CONSTANT boolean := is_exact AND rescore;
     proposed_by CONSTANT text := nv_embed.distance_sql(
         g, pgvector, CASE WHEN is_whole THEN g.storage ELSE storage END, CASE WHEN is_whole THEN g.dim ELSE dim END,
@@ -257,7 +256,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.search_sql(regclass, nv_embed.generation, text, int, boolean, boolean, int, bigint, text)
+COMMENT ON FUNCTION nv_embed.search_sql(regclass, nv_embed.generation, text, text, int, boolean, boolean, int, bigint, text)
     IS 'The statement of nv_search; its $1 is the query''s vector. With each row it gives how many rows it found, and from how many candidates.';
 
 -- The candidates are to come from one walk through the index, which has to keep as many in view. What the session has set is never lowered.
@@ -321,7 +320,7 @@ BEGIN
     LOOP
         found := 0;
         proposed := 0;
-        FOR near IN EXECUTE nv_embed.search_sql(searched, g, plan.storage, plan.dim, plan.is_exact, rescore, k, plan.candidates, filter) USING query LOOP
+        FOR near IN EXECUTE nv_embed.search_sql(searched, g, plan.pgvector, plan.storage, plan.dim, plan.is_exact, rescore, k, plan.candidates, filter) USING query LOOP
             found := near.found;
             proposed := near.proposed;
             EXIT WHEN found OPERATOR(pg_catalog.<) k AND (NOT plan.is_exact OR proposed OPERATOR(pg_catalog.>=) plan.candidates);
@@ -367,7 +366,7 @@ BEGIN
     before := nv_embed.set_scan(plan.candidates, plan.lists, plan.is_forced);
     RETURN QUERY EXECUTE pg_catalog.concat(
         'EXPLAIN ', CASE WHEN nv_embed.is_secured(searched, g) THEN '(COSTS OFF) ' ELSE '(ANALYZE, BUFFERS) ' END,
-        nv_embed.search_sql(searched, g, plan.storage, plan.dim, plan.is_exact, rescore, k, plan.candidates, filter)
+        nv_embed.search_sql(searched, g, plan.pgvector, plan.storage, plan.dim, plan.is_exact, rescore, k, plan.candidates, filter)
     ) USING query;
     is_reset := nv_embed.reset_scan(before);
 END

@@ -37,7 +37,8 @@ def docs(db: Connection, client: Client) -> Connection:
 
 def search(db: Connection, client: Client, query: str, arguments: str = "") -> list[tuple[Any, ...]]:
     return db.execute(
-        f"SELECT (hit).id, score, dense_rank, text_rank FROM nv_hybrid_search(NULL::docs, %s, embedding => %s{arguments})", [query, question(client, query)]
+        f"SELECT (hit).id, score, dense_rank, text_rank FROM nv_hybrid_search(NULL::docs, %s, embedding => %s{arguments})",
+        [query, question(client, query)],
     ).fetchall()
 
 

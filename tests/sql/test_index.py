@@ -69,7 +69,9 @@ def search(db: Connection, query: "NDArray[numpy.float32]", arguments: str = "",
 
 
 def plan(db: Connection, query: "NDArray[numpy.float32]", arguments: str = "", table: str = "docs") -> str:
-    return "\n".join(line for (line,) in db.execute(f"SELECT nv_embed.explain_search(NULL::{table}, %s::vector{arguments})", [literal(query)]).fetchall())
+    return "\n".join(
+        line for (line,) in db.execute(f"SELECT nv_embed.explain_search(NULL::{table}, %s::vector{arguments})", [literal(query)]).fetchall()
+    )
 
 
 def make_index(db: Connection, arguments: str, table: str = "docs") -> str:
@@ -127,7 +129,9 @@ def test_a_prefix_alone_ranks_without_rescoring(docs: Connection, vectors: "NDAr
     query = beside(vectors, 7)
     expected = nearest(vectors[:, :PREFIX], query[:PREFIX], 10)
     assert search(docs, query, ", dim => 384, rescore => false") == expected
-    (score,) = docs.execute("SELECT score FROM nv_search(NULL::docs, %s::vector, k => 1, dim => 384, rescore => false)", [literal(query)]).fetchone() or (0,)
+    (score,) = docs.execute(
+        "SELECT score FROM nv_search(NULL::docs, %s::vector, k => 1, dim => 384, rescore => false)", [literal(query)]
+    ).fetchone() or (0,)
     best = vectors[expected[0], :PREFIX].astype(float)
     assert score == pytest.approx(best @ query[:PREFIX] / numpy.linalg.norm(best) / numpy.linalg.norm(query[:PREFIX]), abs=1e-3)
     make_index(docs, "dim => 384")
@@ -303,7 +307,7 @@ def test_names_that_need_quotes_and_are_long_are_no_obstacle(db: Connection, vec
     db.execute('CREATE TABLE "Order ""1"" of a name that is as long as Postgres allows, all 63" (id int PRIMARY KEY, "select" text)')
     table = '"Order ""1"" of a name that is as long as Postgres allows, all 63"'
     db.execute("SELECT nv_embed.auto_embed(%s, '{select}', 'Group', dim => 768, mode => 'off')", [table])
-    db.execute(f'INSERT INTO {table} VALUES (1, %s, %s)', ["text", literal(vectors[0])])
+    db.execute(f"INSERT INTO {table} VALUES (1, %s, %s)", ["text", literal(vectors[0])])
     db.execute(one(db, "SELECT nv_embed.create_index_sql(%s, 'Group', dim => 384, concurrently => false)", [table]))
     assert len(db.execute("SELECT * FROM nv_embed.vector_indexes(%s, 'Group')", [table]).fetchall()) == 1
     assert one(db, f"SELECT (hit).id FROM nv_search(NULL::{table}, %s::vector, target => 'Group')", [literal(vectors[0])]) == 1
@@ -361,5 +365,7 @@ def test_pieces_of_rows_that_a_role_may_not_see_are_not_searched(connect: Callab
     assert search(caller, vectors[0], ", k => 50", "book") == nearest(vectors, vectors[0], 10, visible)
     caller.execute("SET enable_seqscan = off; SET enable_sort = off; SET hnsw.max_scan_tuples = 20")
     assert search(caller, vectors[0], ", k => 10", "book") == nearest(vectors, vectors[0], 10, visible)
-    rows = caller.execute("SELECT (hit).id, content FROM nv_hybrid_search(NULL::book, 'text', k => 50, embedding => %s)", [literal(vectors[0])]).fetchall()
+    rows = caller.execute(
+        "SELECT (hit).id, content FROM nv_hybrid_search(NULL::book, 'text', k => 50, embedding => %s)", [literal(vectors[0])]
+    ).fetchall()
     assert {key for key, _ in rows} == set(visible)

@@ -19,7 +19,9 @@ ROWS, DIM = 300, 2048
 def filled(db: Connection, arguments: str = "", partition: str = "") -> None:
     db.execute(f"CREATE TABLE docs (id int PRIMARY KEY, body text) {partition}")
     if partition:
-        db.execute("CREATE TABLE docs_a PARTITION OF docs FOR VALUES FROM (0) TO (100); CREATE TABLE docs_b PARTITION OF docs FOR VALUES FROM (100) TO (300)")
+        db.execute(
+            "CREATE TABLE docs_a PARTITION OF docs FOR VALUES FROM (0) TO (100); CREATE TABLE docs_b PARTITION OF docs FOR VALUES FROM (100) TO (300)"
+        )
     db.execute(f"SELECT nv_embed.auto_embed('docs', '{{body}}', dim => {DIM}, mode => 'off'{arguments})")
     random = numpy.random.default_rng(5)
     table = "docs_embedding_chunk (id, seq, start_char, end_char" if arguments else "docs (id, body"

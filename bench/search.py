@@ -1,0 +1,368 @@
+"""
+What a search costs, and what it finds.
+
+One table of synthetic vectors of 2048 dimensions (`synthetic.py` says how they lie), and four indexes on it: the whole vectors, their first 384 and 768
+components, and their signs. Each index is read at several settings, all of them in turns on the same queries, and of each the cheapest is taken that finds as
+much of what exact search finds as is asked for. Then what nv_search() adds to the statement that it runs.
+
+    bench/search.py [--rows 100000] [--queries 200] [--without-full] [--plot FILE.png]
+
+What bounds a search is the number of pages that it touches. A half-precision vector of 2048 components takes a page of the index, 384 of them a tenth, signs a
+thirtieth; a stored vector that re-scores takes three pieces of TOAST. The result says how many pages each plan touched.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests")]
+
+import psycopg
+from machine import keep, load_average, machine, percentile, table
+from pgvector import HalfVector
+from pgvector.psycopg import register_vector
+from servers import running_cluster, running_sidecar, shared_folder
+from synthetic import DECAY, Collection, Floats, nearest, recall
+
+Connection = psycopg.Connection[Any]
+
+DIM, K = 2048, 10
+ASKED = f"%(query)b::halfvec({DIM})"
+EXACTLY = f"SELECT id FROM docs ORDER BY 0 + (embedding <=> {ASKED}) LIMIT {K}"
+HIGH, FAIR = 0.999, 0.99
+EXACT_QUERIES = 20
+SETTINGS = {"shared_buffers": "8GB", "maintenance_work_mem": "4GB", "max_parallel_maintenance_workers": "1", "effective_cache_size": "12GB"}
+WIDTHS = (10, 20, 40, 60, 80, 120, 160, 200, 300, 400, 600, 800, 1000)
+"""Of hnsw.ef_search."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """What is indexed.
+
+    Attributes:
+        dim: how many first components.
+        candidates: how many rows it may propose; none where what it gives is the answer.
+    """
+
+    name: str
+    storage: str
+    dim: int
+    candidates: Sequence[int] = (K,)
+
+    def expression(self, vector: str) -> str:
+        prefix = vector if self.dim == DIM else f"subvector({vector}, 1, {self.dim})::halfvec({self.dim})"
+        return prefix if self.storage == "halfvec" else f"binary_quantize({vector})::bit({self.dim})"
+
+    def statement(self, candidates: int) -> str:
+        order = f"{self.expression('embedding')} {'<~>' if self.storage == 'bit' else '<=>'} {self.expression(ASKED)}"
+        if candidates == K and self.dim == DIM and self.storage == "halfvec":
+            return f"SELECT id FROM docs ORDER BY {order} LIMIT {K}"
+        return f"SELECT id FROM (SELECT id, embedding FROM docs ORDER BY {order} LIMIT {candidates}) AS near ORDER BY embedding <=> {ASKED} LIMIT {K}"
+
+
+FULL = Index("whole", "halfvec", DIM)
+NARROW = Index("384 + re-score", "halfvec", 384, (20, 40, 60, 80, 120, 160, 240))
+WIDE = Index("768 + re-score", "halfvec", 768, (20, 40, 60, 80, 120))
+BITS = Index("bits + re-score", "bit", DIM, (80, 160, 240, 320, 480, 640))
+
+
+@dataclass
+class Plan:
+    """An index at one setting, and what was measured.
+
+    Attributes:
+        found: recall of each query.
+        seconds: of each query in each round.
+    """
+
+    index: Index
+    width: int
+    candidates: int
+    found: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def statement(self) -> str:
+        return self.index.statement(self.candidates)
+
+    def recall(self) -> float:
+        return statistics.fmean(self.found)
+
+    def p95(self) -> float:
+        return percentile(self.seconds, 95)
+
+
+@dataclass(frozen=True)
+class Built:
+    bytes: int
+    seconds: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--without-full", action="store_true", help="leave out the index of whole vectors, which takes hours to build for millions")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png")
+    options = parser.parse_args()
+    indexes = [NARROW, WIDE, BITS] if options.without_full else [FULL, NARROW, WIDE, BITS]
+    before = load_average()
+    collection = Collection(options.rows, DIM)
+    queries = collection.queries(options.queries)
+    wanted, cosines = nearest(collection, queries, K)
+    by_prefix = {dim: nearest(collection, queries, K, dim)[0] for dim in (384, 768)}
+    with (
+        shared_folder() as folder,
+        running_cluster(folder, **SETTINGS) as cluster,
+        running_sidecar(folder, "--model", "fake") as sidecar,
+    ):
+        cluster.create_database("bench")
+        with cluster.connect("bench") as db:
+            db.execute("CREATE EXTENSION nv_embed CASCADE")
+            db.execute("SELECT nv_embed.configure(%s)", [sidecar.address])
+            loaded_s = load(db, collection)
+            register_vector(db)
+            db.prepared_max = None
+            built = {index.name: build(db, index) for index in indexes}
+            db.execute("SELECT pg_prewarm(index) FROM nv_embed.vector_indexes('docs')")
+            db.execute("SELECT pg_prewarm('docs'), pg_prewarm(reltoastrelid) FROM pg_class WHERE oid = 'docs'::regclass")
+            exact = search_exactly(db, queries[:EXACT_QUERIES], wanted)
+            plans = sweep(db, indexes, queries, wanted)
+            chosen = choose(plans, indexes, HIGH)
+            fair = choose(plans, indexes, FAIR)
+            measure(db, [*chosen.values(), *fair.values()], queries, wanted, options.rounds)
+            overhead = nv_search_adds(db, queries, options.rounds)
+            pages = {plan.index.name: pages_touched(db, plan, queries[0]) for plan in chosen.values()}
+    lines = [
+        f"# search, {options.rows:,} vectors of {DIM} dimensions",
+        "",
+        f"The nearest of {K} is at a cosine of {statistics.median(cosines[:, 0]):.2f}, the last at {statistics.median(cosines[:, -1]):.2f} (medians)."
+        f" Exact search by the first 384 components alone finds {statistics.fmean(map(overlap, by_prefix[384], wanted)):.3f} of what the whole finds,"
+        f" by 768 {statistics.fmean(map(overlap, by_prefix[768], wanted)):.3f}. Loaded by COPY in {loaded_s:.0f} s.",
+        "",
+    ]
+    for title, least, selection in (("At a recall of", HIGH, chosen), ("At a recall of", FAIR, fair)):
+        lines += [f"## {title} {least}", "", results(selection, built, exact, pages if selection is chosen else {}), ""]
+    lines += [*ratios(chosen, built, exact, overhead), f"- {machine()}; load average before: {before:.1f}", ""]
+    text = "\n".join(lines)
+    print(text)
+    keep(f"search-{options.rows}", text)
+    if options.plot:
+        plot(plans, options.plot, options.rows)
+
+
+def overlap(found: Iterable[int], wanted: Any) -> float:
+    return recall(list(found), wanted)
+
+
+def load(db: Connection, collection: Collection) -> float:
+    """Seconds. A new declaration of mode off embeds nothing."""
+    db.execute("CREATE EXTENSION pg_prewarm")
+    db.execute("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    db.execute(f"SELECT nv_embed.auto_embed('docs', '{{body}}', dim => {DIM}, mode => 'off')")
+    begun = time.perf_counter()
+    key = 0
+    with db.cursor().copy("COPY docs (id, body, embedding) FROM STDIN WITH BINARY") as rows:
+        rows.set_types(["int4", "text", "bytea"])
+        for block in collection.documents():
+            for vector in block:
+                rows.write_row((key, f"text {key}", HalfVector(vector).to_binary()))
+                key += 1
+            print(f"{key:,} of {collection.rows:,} vectors", end="\r", file=sys.stderr, flush=True)
+    db.execute("VACUUM ANALYZE docs")
+    return time.perf_counter() - begun
+
+
+def build(db: Connection, index: Index) -> Built:
+    print(f"index: {index.name}", file=sys.stderr, flush=True)
+    row = db.execute(
+        "SELECT nv_embed.create_index_sql('docs', dim => %s, storage => %s, concurrently => false)", [index.dim, index.storage]
+    ).fetchone()
+    assert row is not None
+    begun = time.perf_counter()
+    db.execute(row[0])
+    seconds = time.perf_counter() - begun
+    size = db.execute("SELECT bytes FROM nv_embed.vector_indexes('docs') WHERE dim = %s AND storage = %s", [index.dim, index.storage]).fetchone()
+    assert size is not None
+    return Built(size[0], seconds)
+
+
+def search_exactly(db: Connection, queries: Floats, wanted: Any) -> list[float]:
+    """Seconds of each."""
+    seconds = []
+    for query, rows in zip(queries, wanted, strict=False):
+        found, took = timed(db, EXACTLY, query)
+        assert recall(found, rows) >= 1 - 1 / K  # rows as near as the last one to single precision
+        seconds.append(took)
+    return seconds
+
+
+def sweep(db: Connection, indexes: Sequence[Index], queries: Floats, wanted: Any) -> list[Plan]:
+    """Every index at every setting: a look at each, to choose from."""
+    settings = [
+        (index, width, candidates)
+        for index in indexes
+        for candidates in index.candidates
+        for width in WIDTHS
+        if candidates <= width <= max(8 * candidates, 1000 if index is FULL else 200)
+    ]
+    plans = [Plan(index, width, candidates) for index, width, candidates in settings]
+    db.execute("SET plan_cache_mode = force_generic_plan; SET enable_sort = off; SET jit = off; SET hnsw.iterative_scan = off")
+    for plan in plans:
+        (explained,) = zip(*db.execute(f"EXPLAIN {literally(plan.statement, queries[0])}"), strict=True)
+        assert f"docs_embedding_{plan.index.dim}_{plan.index.storage}_hnsw" in "\n".join(explained), explained
+    measure(db, plans, queries, wanted, 1)
+    return plans
+
+
+def measure(db: Connection, plans: Sequence[Plan], queries: Floats, wanted: Any, rounds: int) -> None:
+    """Time all plans in turns."""
+    for plan in plans:
+        plan.found.clear()
+        plan.seconds.clear()
+    for _ in range(rounds):
+        for query, rows in zip(queries, wanted, strict=True):
+            for plan in plans:
+                db.execute(f"SET hnsw.ef_search = {plan.width}")
+                found, seconds = timed(db, plan.statement, query)
+                plan.found.append(recall(found, rows))
+                plan.seconds.append(seconds)
+
+
+def timed(db: Connection, statement: str, query: Floats) -> tuple[list[int], float]:
+    """What is found, and seconds. The statement is prepared, and the query sent in binary."""
+    asked = {"query": HalfVector(query)}
+    begun = time.perf_counter()
+    rows = db.execute(statement, asked, prepare=True).fetchall()
+    return [key for (key,) in rows], time.perf_counter() - begun
+
+
+def literally(statement: str, query: Floats) -> str:
+    return statement.replace("%(query)b", f"'{HalfVector(query).to_text()}'")
+
+
+def choose(plans: Sequence[Plan], indexes: Sequence[Index], least: float) -> dict[str, Plan]:
+    """Of each index the setting with the lowest 95th percentile among those that find enough."""
+    chosen = {}
+    for index in indexes:
+        enough = [plan for plan in plans if plan.index is index and plan.recall() >= least]
+        if enough:
+            best = min(enough, key=Plan.p95)
+            chosen[index.name] = Plan(index, best.width, best.candidates)
+    return chosen
+
+
+def pages_touched(db: Connection, plan: Plan, query: Floats) -> int:
+    db.execute(f"SET hnsw.ef_search = {plan.width}")
+    row = db.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {literally(plan.statement, query)}").fetchone()
+    assert row is not None
+    explained = row[0][0]["Plan"]
+    return int(explained["Shared Hit Blocks"] + explained["Shared Read Blocks"])
+
+
+def nv_search_adds(db: Connection, queries: Floats, rounds: int) -> tuple[float, float]:
+    """Median seconds of nv_search and of the statement by hand, which gives the same rows, whole; neither is prepared."""
+    db.execute("SET hnsw.ef_search = 40")
+    statements = {
+        "nv_search": f"SELECT (hit).id, (hit).body, score FROM nv_search(NULL::docs, '{{query}}'::vector, k => {K}, dim => 384)",
+        "by hand": (
+            "SELECT id, body, 1 - distance FROM (SELECT id, body, embedding <=> '{query}'::halfvec(2048) AS distance FROM (SELECT id, body, embedding FROM docs"
+            " WHERE embedding IS NOT NULL ORDER BY subvector(embedding, 1, 384)::halfvec(384) <=> subvector('{query}'::halfvec(2048), 1, 384)::halfvec(384)"
+            f" LIMIT {4 * K}) AS near) AS ranked ORDER BY distance, id LIMIT {K}"
+        ),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in statements}
+    answers: dict[str, list[Any]] = {name: [] for name in statements}
+    for _ in range(rounds):
+        for query in queries:
+            for name, statement in statements.items():
+                text = statement.replace("{query}", HalfVector(query).to_text())
+                begun = time.perf_counter()
+                rows = db.execute(text, prepare=False).fetchall()
+                seconds[name].append(time.perf_counter() - begun)
+                answers[name].append([key for key, *_ in rows])
+    assert answers["nv_search"] == answers["by hand"]
+    return statistics.median(seconds["nv_search"]), statistics.median(seconds["by hand"])
+
+
+def results(plans: dict[str, Plan], built: dict[str, Built], exact: Sequence[float], pages: dict[str, int]) -> str:
+    header = ("plan", "recall@10", "p50, ms", "p95, ms", "hnsw.ef_search", "candidates", "pages touched", "index, MB", "built in, s")
+    rows = [
+        (
+            name,
+            f"{plan.recall():.4f}",
+            f"{1000 * statistics.median(plan.seconds):.2f}",
+            f"{1000 * plan.p95():.2f}",
+            str(plan.width),
+            str(plan.candidates),
+            str(pages.get(name, "")),
+            f"{built[name].bytes / 1e6:.0f}",
+            f"{built[name].seconds:.0f}",
+        )
+        for name, plan in plans.items()
+    ]
+    missing = [
+        (name, f"below, at any of the settings tried", *[""] * 5, f"{size.bytes / 1e6:.0f}", f"{size.seconds:.0f}")
+        for name, size in built.items()
+        if name not in plans
+    ]
+    rows += missing
+    rows.append(("exact, no index", "1", f"{1000 * statistics.median(exact):.0f}", f"{1000 * percentile(exact, 95):.0f}", "", "", "", "0", "0"))
+    return table(header, rows)
+
+
+def ratios(chosen: dict[str, Plan], built: dict[str, Built], exact: Sequence[float], overhead: tuple[float, float]) -> list[str]:
+    lines = []
+    if FULL.name in chosen and NARROW.name in chosen:
+        lines += [
+            f"- p95 at a recall of {HIGH}, whole over 384 + re-score: **× {chosen[FULL.name].p95() / chosen[NARROW.name].p95():.2f}** (wanted: 2)",
+            f"- bytes of the index, whole over 384: **× {built[FULL.name].bytes / built[NARROW.name].bytes:.1f}** (wanted: 5)",
+        ]
+    if NARROW.name in chosen:
+        lines.append(f"- exact over 384 + re-score, medians: × {statistics.median(exact) / statistics.median(chosen[NARROW.name].seconds):.0f}")
+    lines.append(
+        f"- nv_search() adds **{1000 * (overhead[0] - overhead[1]):.2f} ms** to the statement by hand, {1000 * overhead[0]:.2f} against {1000 * overhead[1]:.2f} ms, medians (wanted: 1 ms)"
+    )
+    lines.append(
+        f"- the vectors' spectrum decays as (i + 1) ** -{DECAY}; settings of the server: {', '.join(f'{name} {value}' for name, value in SETTINGS.items())}"
+    )
+    return lines
+
+
+def plot(plans: Sequence[Plan], file: Path, rows: int) -> None:
+    """Recall against the 95th percentile; of each index the settings that none other beats in both."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    for name in dict.fromkeys(plan.index.name for plan in plans):
+        best: list[tuple[float, float]] = []
+        for plan in sorted((plan for plan in plans if plan.index.name == name), key=Plan.p95):
+            if not best or plan.recall() > best[-1][1]:
+                best.append((1000 * plan.p95(), plan.recall()))
+        axes.plot([x for x, _ in best], [1 - y + 1e-4 for _, y in best], marker="o", label=name)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="95th percentile of a search, ms",
+        ylabel="missed of the 10 nearest",
+        title=f"{rows:,} vectors of {DIM} dimensions",
+    )
+    axes.invert_yaxis()
+    axes.grid(True, which="both", alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=90)
+
+
+if __name__ == "__main__":
+    main()
