@@ -1,21 +1,22 @@
 """
 What a search costs, and what it finds.
 
-One table of synthetic vectors of 2048 dimensions (`synthetic.py` says how they lie), and four indexes on it: the whole vectors, their first 384 and 768
-components, and their signs. Each index is read at several settings, all of them in turns on the same queries, and of each the cheapest is taken that finds as
-much of what exact search finds as is asked for. Then what nv_search() adds to the statement that it runs.
+One table of synthetic vectors of 2048 dimensions (`synthetic.py` says how they lie), and four indexes on it: the whole vectors, their first 384 and
+768 components, and their signs. Each index is read at several settings, all of them in turns on the same queries, and of each the cheapest is taken
+that finds as much of what exact search finds as is asked for. Then what nv_search() adds to the statement that it runs.
 
     bench/search.py [--rows 100000] [--queries 200] [--without-full] [--plot FILE.png]
 
-What bounds a search is the number of pages that it touches. A half-precision vector of 2048 components takes a page of the index, 384 of them a tenth, signs a
-thirtieth; a stored vector that re-scores takes three pieces of TOAST. The result says how many pages each plan touched.
+What bounds a search is the number of pages that it touches. A half-precision vector of 2048 components takes a page of the index, 384 of them a
+tenth, signs a thirtieth; a stored vector that re-scores takes three pieces of TOAST. The result says how many pages each plan touched.
 """
 
 import argparse
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,20 @@ ASKED = f"%(query)b::halfvec({DIM})"
 EXACTLY = f"SELECT id FROM docs ORDER BY 0 + (embedding <=> {ASKED}) LIMIT {K}"
 HIGH, FAIR = 0.999, 0.99
 EXACT_QUERIES = 20
+NV_SEARCH = f"SELECT (hit).id, (hit).body, score FROM nv_search(NULL::docs, '{{query}}'::vector, k => {K}, dim => 384)"
+BY_HAND = f"""
+    SELECT id, body, 1 - distance
+    FROM (
+        SELECT id, body, embedding <=> '{{query}}'::halfvec(2048) AS distance
+        FROM (
+            SELECT id, body, embedding FROM docs WHERE embedding IS NOT NULL
+            ORDER BY subvector(embedding, 1, 384)::halfvec(384) <=> subvector('{{query}}'::halfvec(2048), 1, 384)::halfvec(384)
+            LIMIT {4 * K}
+        ) AS near
+    ) AS ranked
+    ORDER BY distance, id
+    LIMIT {K}
+"""
 SETTINGS = {"shared_buffers": "8GB", "maintenance_work_mem": "4GB", "max_parallel_maintenance_workers": "1", "effective_cache_size": "12GB"}
 WIDTHS = (10, 20, 40, 60, 80, 120, 160, 200, 300, 400, 600, 800, 1000)
 """Of hnsw.ef_search."""
@@ -69,7 +84,7 @@ class Index:
 FULL = Index("whole", "halfvec", DIM)
 NARROW = Index("384 + re-score", "halfvec", 384, (20, 40, 60, 80, 120, 160, 240))
 WIDE = Index("768 + re-score", "halfvec", 768, (20, 40, 60, 80, 120))
-BITS = Index("bits + re-score", "bit", DIM, (80, 160, 240, 320, 480, 640))
+BITS = Index("bits + re-score", "bit", DIM, (80, 160, 320, 640, 1000))
 
 
 @dataclass
@@ -104,6 +119,26 @@ class Built:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a run measured.
+
+    Attributes:
+        exact: seconds of each exact search.
+        plans: every setting that was tried.
+        chosen: by the recall asked for, the cheapest setting of each index.
+        pages: that the plans with the high recall touched.
+        nv_search: median seconds of nv_search, and of the same statement by hand.
+    """
+
+    built: dict[str, Built]
+    exact: list[float]
+    plans: list[Plan]
+    chosen: dict[float, dict[str, Plan]]
+    pages: dict[str, int]
+    nv_search: tuple[float, float]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--rows", type=int, default=100_000)
@@ -112,12 +147,36 @@ def main() -> None:
     parser.add_argument("--without-full", action="store_true", help="leave out the index of whole vectors, which takes hours to build for millions")
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
     options = parser.parse_args()
-    indexes = [NARROW, WIDE, BITS] if options.without_full else [FULL, NARROW, WIDE, BITS]
     before = load_average()
     collection = Collection(options.rows, DIM)
     queries = collection.queries(options.queries)
     wanted, cosines = nearest(collection, queries, K)
-    by_prefix = {dim: nearest(collection, queries, K, dim)[0] for dim in (384, 768)}
+    with database() as db:
+        loaded_s = load(db, collection)
+        found = run(db, [NARROW, WIDE, BITS] if options.without_full else [FULL, NARROW, WIDE, BITS], queries, wanted, options.rounds)
+    text = "\n".join(
+        [
+            f"# search, {options.rows:,} vectors of {DIM} dimensions",
+            "",
+            f"Of {K} the nearest is at a cosine of {statistics.median(cosines[:, 0]):.2f}, the last at {statistics.median(cosines[:, -1]):.2f} (medians)."
+            f" Exact search by a prefix alone finds {prefix_recall(collection, queries, wanted, 384):.3f} of them by 384 components, and"
+            f" {prefix_recall(collection, queries, wanted, 768):.3f} by 768. Loaded by COPY in {loaded_s:.0f} s.",
+            "",
+            *(line for least in (HIGH, FAIR) for line in (f"## At a recall of {least}", "", results(found, least), "")),
+            *ratios(found),
+            f"- {machine()}; load average before: {before:.1f}",
+            "",
+        ]
+    )
+    print(text)
+    keep(f"search-{options.rows}", text)
+    if options.plot:
+        plot(found.plans, options.plot, options.rows)
+
+
+@contextmanager
+def database() -> Iterator[Connection]:
+    """With nv_embed in it, and a sidecar whose vectors cost nothing, which declarations ask."""
     with (
         shared_folder() as folder,
         running_cluster(folder, **SETTINGS) as cluster,
@@ -125,46 +184,32 @@ def main() -> None:
     ):
         cluster.create_database("bench")
         with cluster.connect("bench") as db:
-            db.execute("CREATE EXTENSION nv_embed CASCADE")
+            db.execute("CREATE EXTENSION nv_embed CASCADE; CREATE EXTENSION pg_prewarm")
             db.execute("SELECT nv_embed.configure(%s)", [sidecar.address])
-            loaded_s = load(db, collection)
             register_vector(db)
             db.prepared_max = None
-            built = {index.name: build(db, index) for index in indexes}
-            db.execute("SELECT pg_prewarm(index) FROM nv_embed.vector_indexes('docs')")
-            db.execute("SELECT pg_prewarm('docs'), pg_prewarm(reltoastrelid) FROM pg_class WHERE oid = 'docs'::regclass")
-            exact = search_exactly(db, queries[:EXACT_QUERIES], wanted)
-            plans = sweep(db, indexes, queries, wanted)
-            chosen = choose(plans, indexes, HIGH)
-            fair = choose(plans, indexes, FAIR)
-            measure(db, [*chosen.values(), *fair.values()], queries, wanted, options.rounds)
-            overhead = nv_search_adds(db, queries, options.rounds)
-            pages = {plan.index.name: pages_touched(db, plan, queries[0]) for plan in chosen.values()}
-    lines = [
-        f"# search, {options.rows:,} vectors of {DIM} dimensions",
-        "",
-        f"The nearest of {K} is at a cosine of {statistics.median(cosines[:, 0]):.2f}, the last at {statistics.median(cosines[:, -1]):.2f} (medians)."
-        f" Exact search by the first 384 components alone finds {statistics.fmean(map(overlap, by_prefix[384], wanted)):.3f} of what the whole finds,"
-        f" by 768 {statistics.fmean(map(overlap, by_prefix[768], wanted)):.3f}. Loaded by COPY in {loaded_s:.0f} s.",
-        "",
-    ]
-    for title, least, selection in (("At a recall of", HIGH, chosen), ("At a recall of", FAIR, fair)):
-        lines += [f"## {title} {least}", "", results(selection, built, exact, pages if selection is chosen else {}), ""]
-    lines += [*ratios(chosen, built, exact, overhead), f"- {machine()}; load average before: {before:.1f}", ""]
-    text = "\n".join(lines)
-    print(text)
-    keep(f"search-{options.rows}", text)
-    if options.plot:
-        plot(plans, options.plot, options.rows)
+            yield db
 
 
-def overlap(found: Iterable[int], wanted: Any) -> float:
-    return recall(list(found), wanted)
+def run(db: Connection, indexes: Sequence[Index], queries: Floats, wanted: Any, rounds: int) -> Found:
+    built = {index.name: build(db, index) for index in indexes}
+    db.execute("SELECT pg_prewarm(index) FROM nv_embed.vector_indexes('docs')")
+    db.execute("SELECT pg_prewarm('docs'), pg_prewarm(reltoastrelid) FROM pg_class WHERE oid = 'docs'::regclass")
+    exact = search_exactly(db, queries[:EXACT_QUERIES], wanted)
+    plans = sweep(db, indexes, queries, wanted)
+    chosen = {least: choose(plans, indexes, least) for least in (HIGH, FAIR)}
+    measure(db, [plan for selection in chosen.values() for plan in selection.values()], queries, wanted, rounds)
+    pages = {plan.index.name: pages_touched(db, plan, queries[0]) for plan in chosen[HIGH].values()}
+    return Found(built, exact, plans, chosen, pages, nv_search_adds(db, queries, rounds))
+
+
+def prefix_recall(collection: Collection, queries: Floats, wanted: Any, dim: int) -> float:
+    found, _ = nearest(collection, queries, K, dim)
+    return statistics.fmean(recall(list(keys), rows) for keys, rows in zip(found, wanted, strict=True))
 
 
 def load(db: Connection, collection: Collection) -> float:
     """Seconds. A new declaration of mode off embeds nothing."""
-    db.execute("CREATE EXTENSION pg_prewarm")
     db.execute("CREATE TABLE docs (id int PRIMARY KEY, body text)")
     db.execute(f"SELECT nv_embed.auto_embed('docs', '{{body}}', dim => {DIM}, mode => 'off')")
     begun = time.perf_counter()
@@ -270,14 +315,7 @@ def pages_touched(db: Connection, plan: Plan, query: Floats) -> int:
 def nv_search_adds(db: Connection, queries: Floats, rounds: int) -> tuple[float, float]:
     """Median seconds of nv_search and of the statement by hand, which gives the same rows, whole; neither is prepared."""
     db.execute("SET hnsw.ef_search = 40")
-    statements = {
-        "nv_search": f"SELECT (hit).id, (hit).body, score FROM nv_search(NULL::docs, '{{query}}'::vector, k => {K}, dim => 384)",
-        "by hand": (
-            "SELECT id, body, 1 - distance FROM (SELECT id, body, embedding <=> '{query}'::halfvec(2048) AS distance FROM (SELECT id, body, embedding FROM docs"
-            " WHERE embedding IS NOT NULL ORDER BY subvector(embedding, 1, 384)::halfvec(384) <=> subvector('{query}'::halfvec(2048), 1, 384)::halfvec(384)"
-            f" LIMIT {4 * K}) AS near) AS ranked ORDER BY distance, id LIMIT {K}"
-        ),
-    }
+    statements = {"nv_search": NV_SEARCH, "by hand": BY_HAND}
     seconds: dict[str, list[float]] = {name: [] for name in statements}
     answers: dict[str, list[Any]] = {name: [] for name in statements}
     for _ in range(rounds):
@@ -292,48 +330,39 @@ def nv_search_adds(db: Connection, queries: Floats, rounds: int) -> tuple[float,
     return statistics.median(seconds["nv_search"]), statistics.median(seconds["by hand"])
 
 
-def results(plans: dict[str, Plan], built: dict[str, Built], exact: Sequence[float], pages: dict[str, int]) -> str:
+def results(found: Found, least: float) -> str:
     header = ("plan", "recall@10", "p50, ms", "p95, ms", "hnsw.ef_search", "candidates", "pages touched", "index, MB", "built in, s")
-    rows = [
-        (
-            name,
-            f"{plan.recall():.4f}",
-            f"{1000 * statistics.median(plan.seconds):.2f}",
-            f"{1000 * plan.p95():.2f}",
-            str(plan.width),
-            str(plan.candidates),
-            str(pages.get(name, "")),
-            f"{built[name].bytes / 1e6:.0f}",
-            f"{built[name].seconds:.0f}",
-        )
-        for name, plan in plans.items()
-    ]
-    missing = [
-        (name, f"below, at any of the settings tried", *[""] * 5, f"{size.bytes / 1e6:.0f}", f"{size.seconds:.0f}")
-        for name, size in built.items()
-        if name not in plans
-    ]
-    rows += missing
-    rows.append(("exact, no index", "1", f"{1000 * statistics.median(exact):.0f}", f"{1000 * percentile(exact, 95):.0f}", "", "", "", "0", "0"))
-    return table(header, rows)
+    rows = []
+    for name, built in found.built.items():
+        plan = found.chosen[least].get(name)
+        measured = ["not reached", *[""] * 5] if plan is None else as_cells(plan, found.pages.get(name) if least == HIGH else None)
+        rows.append((name, *measured, f"{built.bytes / 1e6:.0f}", f"{built.seconds:.0f}"))
+    median, p95 = statistics.median(found.exact), percentile(found.exact, 95)
+    return table(header, [*rows, ("exact, no index", "1", f"{1000 * median:.0f}", f"{1000 * p95:.0f}", "", "", "", "0", "0")])
 
 
-def ratios(chosen: dict[str, Plan], built: dict[str, Built], exact: Sequence[float], overhead: tuple[float, float]) -> list[str]:
-    lines = []
+def as_cells(plan: Plan, pages: int | None) -> list[str]:
+    median = f"{1000 * statistics.median(plan.seconds):.2f}"
+    return [f"{plan.recall():.4f}", median, f"{1000 * plan.p95():.2f}", str(plan.width), str(plan.candidates), str(pages or "")]
+
+
+def ratios(found: Found) -> list[str]:
+    chosen, built, lines = found.chosen[HIGH], found.built, []
+    if FULL.name in built:
+        lines.append(f"- bytes of the index, whole over 384: **× {built[FULL.name].bytes / built[NARROW.name].bytes:.1f}** (wanted: 5)")
     if FULL.name in chosen and NARROW.name in chosen:
-        lines += [
-            f"- p95 at a recall of {HIGH}, whole over 384 + re-score: **× {chosen[FULL.name].p95() / chosen[NARROW.name].p95():.2f}** (wanted: 2)",
-            f"- bytes of the index, whole over 384: **× {built[FULL.name].bytes / built[NARROW.name].bytes:.1f}** (wanted: 5)",
-        ]
+        ratio = chosen[FULL.name].p95() / chosen[NARROW.name].p95()
+        lines.append(f"- p95 at a recall of {HIGH}, whole over 384 + re-score: **× {ratio:.2f}** (wanted: 2)")
     if NARROW.name in chosen:
-        lines.append(f"- exact over 384 + re-score, medians: × {statistics.median(exact) / statistics.median(chosen[NARROW.name].seconds):.0f}")
-    lines.append(
-        f"- nv_search() adds **{1000 * (overhead[0] - overhead[1]):.2f} ms** to the statement by hand, {1000 * overhead[0]:.2f} against {1000 * overhead[1]:.2f} ms, medians (wanted: 1 ms)"
-    )
-    lines.append(
-        f"- the vectors' spectrum decays as (i + 1) ** -{DECAY}; settings of the server: {', '.join(f'{name} {value}' for name, value in SETTINGS.items())}"
-    )
-    return lines
+        ratio = statistics.median(found.exact) / statistics.median(chosen[NARROW.name].seconds)
+        lines.append(f"- exact over 384 + re-score at a recall of {HIGH}, medians: × {ratio:.0f}")
+    whole, by_hand = (1000 * seconds for seconds in found.nv_search)
+    settings = ", ".join(f"{name} {value}" for name, value in SETTINGS.items())
+    return [
+        *lines,
+        f"- nv_search() adds **{whole - by_hand:.2f} ms** to the statement by hand, {whole:.2f} against {by_hand:.2f} ms, medians (wanted: 1 ms)",
+        f"- the vectors' spectrum decays as (i + 1) ** -{DECAY}; settings of the server: {settings}",
+    ]
 
 
 def plot(plans: Sequence[Plan], file: Path, rows: int) -> None:

@@ -5,11 +5,16 @@ Three properties make searching easy or hard, and each has its law here:
 
 - *Decaying spectrum.* Component i has a standard deviation of (i + 1) ** -DECAY. Training at several widths puts what matters into the first
   components: a prefix ranks nearly as the whole does, but not quite.
-- *Clusters.* Documents are about topics, of which few are frequent and many rare: the k-th is drawn with a probability in proportion to 1 / k, as words are.
-  A document is its topic's centre plus SPREAD times a vector of its own.
+- *Clusters.* Documents are about topics, of which few are frequent and many rare: the k-th is drawn with a probability in proportion to 1 / k, as
+  words are. A document is its topic's centre plus SPREAD times a vector of its own.
 - *Queries are near documents, and are none.* A query is a document plus DISTANCE times a vector of its own.
 
 All three parts have the same spectrum. Everything is scaled to unit length and rounded to half precision, as it is stored.
+
+Of 20,000 documents the nearest to a query is at a cosine of 0.82 and the tenth at 0.58 (medians); their covariance has a participation ratio of 57, as
+if so many directions of 2048 mattered; and exact search by 384 components alone finds 0.85 of the ten that the whole vectors find, by 768 0.90. These are
+in the range of trained retrievers, with which the generator was not compared component by component. Signs weigh all components alike, so that
+here, where the last ones carry little, they lose more than with vectors of a flat spectrum.
 
 In:  a seed      Out: blocks of unit vectors, always the same
 """
@@ -22,8 +27,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[numpy.float32]
 
-DECAY = 0.6
-SPREAD = 1.0
+DECAY = 0.4
+SPREAD = 0.7
 DISTANCE = 0.7
 TOPICS = 2000
 BLOCK = 10_000

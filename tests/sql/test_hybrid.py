@@ -46,13 +46,8 @@ def test_the_score_is_the_sum_of_reciprocal_ranks_in_both_lists(docs: Connection
     asked = "yeast in flour"
     rows = search(docs, client, asked, ", rrf_k => 10")
     dense = [key for (key,) in docs.execute("SELECT (hit).id FROM nv_search(NULL::docs, %s::vector, k => 40)", [question(client, asked)])]
-    words = [
-        key
-        for (key,) in docs.execute(
-            "SELECT id FROM (SELECT id, to_tsvector('english', title || ': ' || body) AS d, to_tsquery('english', 'yeast | flour') AS q FROM docs) AS s"
-            " WHERE d @@ q ORDER BY ts_rank(d, q, 1) DESC, id"
-        )
-    ]
+    read = "SELECT id, to_tsvector('english', title || ': ' || body) AS d, to_tsquery('english', 'yeast | flour') AS q FROM docs"
+    words = [key for (key,) in docs.execute(f"SELECT id FROM ({read}) AS s WHERE d @@ q ORDER BY ts_rank(d, q, 1) DESC, id")]
     assert {key for key, *_ in rows} == {*dense, *words}
     for key, score, dense_rank, text_rank in rows:
         assert dense_rank == (dense.index(key) + 1 if key in dense else None)

@@ -265,10 +265,10 @@ def test_what_a_failed_build_left_is_dropped_first(connect: Callable[..., Connec
     db, other = connect(), connect()
     filled(db, vectors)
     statement = one(db, "SELECT nv_embed.create_index_sql('docs', dim => 384)")
+    db.execute("SET lock_timeout = '50ms'")
     with other.transaction():
         other.execute("UPDATE docs SET kind = 0 WHERE id = 0")
         with pytest.raises(psycopg.errors.LockNotAvailable):
-            db.execute("SET lock_timeout = '50ms'")
             db.execute(statement)
     db.execute("RESET lock_timeout")
     assert "Index Scan" not in plan(db, vectors[0])

@@ -44,7 +44,7 @@ def test_the_parts_are_what_postgres_says_of_their_size(db: Connection, partitio
     for arguments in ("dim => 384", "storage => 'bit'"):
         db.execute(one(db, f"SELECT nv_embed.create_index_sql('docs', {arguments}, concurrently => false)"))
     found = report(db)
-    leaves = "SELECT CASE WHEN t.relid IS NULL THEN 'docs'::regclass ELSE t.relid END FROM (SELECT 1) AS s LEFT JOIN pg_partition_tree('docs') AS t ON t.isleaf"
+    leaves = "SELECT coalesce(t.relid, 'docs') FROM (SELECT 1) AS s LEFT JOIN pg_partition_tree('docs') AS t ON t.isleaf"
     assert found["total", None, None][0] == one(db, f"SELECT sum(pg_total_relation_size(r)) FROM ({leaves}) AS s (r)")
     assert found["table", None, None][0] + found["toast", None, None][0] == one(db, f"SELECT sum(pg_table_size(r)) FROM ({leaves}) AS s (r)")
     for dim, storage in ((384, "halfvec"), (2048, "bit")):
