@@ -158,7 +158,7 @@ def main() -> None:
         [
             f"# search, {options.rows:,} vectors of {DIM} dimensions",
             "",
-            f"Of {K} the nearest is at a cosine of {statistics.median(cosines[:, 0]):.2f}, the last at {statistics.median(cosines[:, -1]):.2f} (medians)."
+            f"The nearest is at a cosine of {statistics.median(cosines[:, 0]):.2f}, the tenth at {statistics.median(cosines[:, -1]):.2f} (medians)."
             f" Exact search by a prefix alone finds {prefix_recall(collection, queries, wanted, 384):.3f} of them by 384 components, and"
             f" {prefix_recall(collection, queries, wanted, 768):.3f} by 768. Loaded by COPY in {loaded_s:.0f} s.",
             "",

@@ -11,10 +11,10 @@ Three properties make searching easy or hard, and each has its law here:
 
 All three parts have the same spectrum. Everything is scaled to unit length and rounded to half precision, as it is stored.
 
-Of 20,000 documents the nearest to a query is at a cosine of 0.82 and the tenth at 0.58 (medians); their covariance has a participation ratio of 57, as
-if so many directions of 2048 mattered; and exact search by 384 components alone finds 0.85 of the ten that the whole vectors find, by 768 0.90. These are
-in the range of trained retrievers, with which the generator was not compared component by component. Signs weigh all components alike, so that
-here, where the last ones carry little, they lose more than with vectors of a flat spectrum.
+Of 20,000 documents the nearest to a query is at a cosine of 0.82 and the tenth at 0.58 (medians); their covariance has a participation ratio of 57,
+as if so many directions of 2048 mattered; and exact search by 384 components alone finds 0.85 of the ten that the whole vectors find, by 768 0.90.
+These are in the range of trained retrievers, with which the generator was not compared component by component. Signs weigh all components alike, so
+that here, where the last ones carry little, they lose more than with vectors of a flat spectrum.
 
 In:  a seed      Out: blocks of unit vectors, always the same
 """

@@ -1,7 +1,7 @@
 -- hybrid: rows by meaning and by words, in one list.
 --
--- Each way ranks its own candidates, and a row's score is the sum of 1 / (rrf_k + rank) over the lists that it is in: reciprocal rank fusion, which needs no scale
--- that cosines and statistics of words would share (Cormack, Clarke and Büttcher, Reciprocal Rank Fusion outperforms Condorcet, 2009).
+-- Each way ranks its own candidates, and a row's score is the sum of 1 / (rrf_k + rank) over the lists that it is in: reciprocal rank fusion, which needs no
+-- scale that cosines and statistics of words would share (Cormack, Clarke and Büttcher, Reciprocal Rank Fusion outperforms Condorcet, 2009).
 --
 -- As in `search.sql`, filter and document are the caller's own SQL: they see the user's table alone, and run with the caller's rights.
 
@@ -158,8 +158,10 @@ DECLARE
     asked pg_catalog.tsquery := pg_catalog.plainto_tsquery(language, query);
     matches bigint;
 BEGIN
-    PERFORM nv_embed.check_hybrid(query, rrf_k), nv_embed.plan_search(searched, nv_embed.live_generation(searched, target), embedding, dim, k, rescore, oversample, filter);
-    EXECUTE pg_catalog.format('SELECT pg_catalog.count(*) FROM (SELECT %s LIMIT %s) AS s', nv_embed.matches_sql(searched, words, filter), depth) INTO matches USING asked;
+    PERFORM nv_embed.check_hybrid(query, rrf_k);
+    PERFORM nv_embed.plan_search(searched, nv_embed.live_generation(searched, target), embedding, dim, k, rescore, oversample, filter);
+    EXECUTE pg_catalog.format('SELECT pg_catalog.count(*) FROM (SELECT %s LIMIT %s) AS s', nv_embed.matches_sql(searched, words, filter), depth)
+    INTO matches USING asked;
     IF matches OPERATOR(pg_catalog.<) depth THEN
         asked := nv_embed.any_word(language, query);
     END IF;
@@ -169,7 +171,7 @@ END
 $$;
 
 COMMENT ON FUNCTION @extschema@.nv_hybrid_search(anyelement, text, int, name, text, int, regconfig, text, int, boolean, real, vector)
-    IS 'The k rows that are found best by meaning and by words, by reciprocal rank fusion; with each its rank in both lists and, of a table with chunks, its best piece.';
+    IS 'The k rows that are found best by meaning and by words, with their ranks in both lists; score is that of reciprocal rank fusion.';
 
 CREATE OR REPLACE FUNCTION nv_embed.create_text_index_sql(
     relation regclass, target name DEFAULT 'embedding', config regconfig DEFAULT get_current_ts_config(), concurrently boolean DEFAULT true

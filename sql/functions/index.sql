@@ -1,8 +1,8 @@
 -- index: vectors, or the first components of them, in an index of pgvector's.
 --
--- An index holds an expression of the stored vector: itself, its prefix, another type of it, its bits. The expression is written here and nowhere else, in the
--- very form in which Postgres prints it: an index is known by comparing texts, and a query that orders by the same expression is one that the planner can answer
--- from the index.
+-- An index holds an expression of the stored vector: itself, its prefix, another type of it, its bits. The expression is written here and nowhere else, in
+-- the very form in which Postgres prints it: an index is known by comparing texts, and a query that orders by the same expression is one that the planner can
+-- answer from the index.
 
 CREATE OR REPLACE FUNCTION nv_embed.pgvector_schema() RETURNS text
 LANGUAGE plpgsql STABLE
@@ -59,7 +59,7 @@ BEGIN ATOMIC
 END;
 
 COMMENT ON FUNCTION nv_embed.find_indexes(regclass, nv_embed.generation, text)
-    IS 'Indexes of a table, a partition or a chunk table on a generation''s vectors; lists are those of an ivfflat index. Needs a search_path without pgvector''s schema.';
+    IS 'Indexes of a table, a partition or a chunk table on a generation''s vectors. Wants a search_path without pgvector''s schema.';
 
 CREATE OR REPLACE FUNCTION nv_embed.partitions(relation regclass) RETURNS TABLE (part regclass, parent regclass, is_leaf boolean, level int)
 LANGUAGE plpgsql STABLE STRICT ROWS 1
@@ -110,7 +110,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.check_dim(nv_embed.generation, int) IS 'Raises an error for a prefix that this generation''s vectors do not have, or that their model was not trained for.';
+COMMENT ON FUNCTION nv_embed.check_dim(nv_embed.generation, int) IS 'Raises an error for a prefix that these vectors do not have, or that their model was not trained for.';
 
 CREATE OR REPLACE FUNCTION nv_embed.check_index(method text, storage text, dim int) RETURNS void
 LANGUAGE plpgsql IMMUTABLE

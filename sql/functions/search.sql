@@ -3,9 +3,9 @@
 -- Model and column are read from the catalog in the snapshot that the search itself runs in. The statement is built with a pinned search_path and run
 -- without one, with the caller's rights: `filter` can do what its caller could do in a query of their own, and no more.
 --
--- A search has two stages. What is in an index, be it the first components of the vectors or their bits, proposes more rows than are wanted; the stored vectors,
--- whole, say which of them are nearest. An approximate index is scanned on until enough rows have passed the filter. Should it end before that, which is its right,
--- the rows are found without it.
+-- A search has two stages. What is in an index, be it the first components of the vectors or their bits, proposes more rows than are wanted; the stored
+-- vectors, whole, say which of them are nearest. An approximate index is scanned on until enough rows have passed the filter. Should it end before that,
+-- which is its right, the rows are found without it.
 
 CREATE OR REPLACE FUNCTION nv_embed.live_generation(relation regclass, target name) RETURNS nv_embed.generation
 LANGUAGE plpgsql STABLE
@@ -82,8 +82,8 @@ RETURN vector_norm(v) > 0;
 
 COMMENT ON FUNCTION nv_embed.has_direction(vector) IS 'Whether a vector is any but zero.';
 
--- `is_forced`: where all rows are searched, nothing but the index's order is quick. The planner's costs know nothing of what is toasted, so that it would rather
--- compare all rows of a table that it takes for small.
+-- `is_forced`: where all rows are searched, nothing but the index's order is quick. The planner's costs know nothing of what is toasted, so that it would
+-- rather compare all rows of a table that it takes for small.
 CREATE OR REPLACE FUNCTION nv_embed.plan_search(
     relation regclass, g nv_embed.generation, query vector, wanted_dim int, k int, rescore boolean, oversample real, filter text,
     OUT dim int, OUT storage text, OUT is_exact boolean, OUT candidates bigint, OUT lists int, OUT is_forced boolean, OUT pgvector text
@@ -124,7 +124,7 @@ END
 $$;
 
 COMMENT ON FUNCTION nv_embed.plan_search(regclass, nv_embed.generation, vector, int, int, boolean, real, text)
-    IS 'Raises an error for a search that makes no sense. What it orders its candidates by, whether that leaves nothing out, how many candidates it takes, and whether it must read an index.';
+    IS 'How a search goes: what it orders its candidates by, whether that leaves nothing out, how many it takes, and whether it must read an index.';
 
 CREATE OR REPLACE FUNCTION nv_embed.distance_sql(g nv_embed.generation, pgvector text, storage text, dim int, vector text) RETURNS text
 LANGUAGE sql STABLE
@@ -290,8 +290,8 @@ RETURN set_config('hnsw.ef_search', settings[1], true) IS NOT NULL
 
 COMMENT ON FUNCTION nv_embed.reset_scan(text[]) IS 'Sets back what set_scan has set; an error does it too.';
 
--- What was found by an index and is too little is not returned, but found again: with more candidates, where the index gave as many as were asked for, as happens
--- when rows with many near pieces are met again and again; else without the index.
+-- What was found by an index and is too little is not returned, but found again: with more candidates, where the index gave as many as were asked for, as
+-- happens when rows with many near pieces are met again and again; else without the index.
 CREATE OR REPLACE FUNCTION @extschema@.nv_search(
     relation anyelement, query vector, k int DEFAULT 10, target name DEFAULT 'embedding', dim int DEFAULT NULL, rescore boolean DEFAULT true,
     oversample real DEFAULT 4, filter text DEFAULT NULL, OUT hit anyelement, OUT score double precision, OUT seq int, OUT start_char int,
@@ -344,7 +344,7 @@ END
 $$;
 
 COMMENT ON FUNCTION @extschema@.nv_search(anyelement, vector, int, name, int, boolean, real, text)
-    IS 'The k rows whose vectors are nearest to this one, best first; score is the cosine similarity. Of a table with chunks, each row once, with its best piece: number, characters and text.';
+    IS 'The k rows whose vectors are nearest to this one, best first; score is the cosine similarity. Of a table with chunks, each once, with its best piece.';
 
 -- EXPLAIN counts the rows that row-level security has hidden.
 CREATE OR REPLACE FUNCTION nv_embed.explain_search(
@@ -373,4 +373,4 @@ END
 $$;
 
 COMMENT ON FUNCTION nv_embed.explain_search(anyelement, vector, int, name, int, boolean, real, text)
-    IS 'What Postgres does for nv_search with the same arguments: EXPLAIN (ANALYZE, BUFFERS) of its first statement, run with the caller''s rights; under row-level security the plan alone.';
+    IS 'What Postgres does for nv_search with the same arguments: EXPLAIN (ANALYZE, BUFFERS), under row-level security without what it counts.';

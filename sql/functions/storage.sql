@@ -11,7 +11,13 @@ BEGIN
         ' CROSS JOIN LATERAL (%3$s) AS w (dim, storage, bytes) GROUP BY w.dim, w.storage',
         g.target, nv_embed.qualified(holder),
         (
-            SELECT string_agg(format('SELECT %s, %L, pg_column_size(%s)', d.dim, t.storage, nv_embed.indexed_sql(g, nv_embed.pgvector_schema(), t.storage, d.dim, 's.stored')), ' UNION ALL ')
+            SELECT string_agg(
+                format(
+                    'SELECT %s, %L, pg_column_size(%s)', d.dim, t.storage,
+                    nv_embed.indexed_sql(g, nv_embed.pgvector_schema(), t.storage, d.dim, 's.stored')
+                ),
+                ' UNION ALL '
+            )
             FROM unnest(dims) AS d (dim) CROSS JOIN (VALUES ('vector'), ('halfvec'), ('bit')) AS t (storage)
         )
     );
@@ -98,4 +104,4 @@ END
 $$;
 
 COMMENT ON FUNCTION nv_embed.storage_report(regclass, name)
-    IS 'Bytes of an embedding''s table or chunk table and of its indexes, of the vectors in it, and of what they would be at other dimensions and types; times_smaller than vectors of the full width in single precision.';
+    IS 'Bytes of an embedding''s table or chunk table, its indexes and vectors, and of what these would be at other dimensions and types; for the owner.';

@@ -84,7 +84,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
     ("page", "answers"),
     [
         ("README.md", ["Dynamo"]),
-        ("docs/quickstart.md", ["Dynamo", "Violin", "Bread", "Bread", "Oven", "Sundial"]),
+        ("docs/quickstart.md", ["Dynamo", "Violin", "Bread", "Violin", "Bread", "Oven", "Sundial"]),
         ("docs/search.md", ["Dynamo", "Bread", "Violin", "Dynamo", "Violin"]),
         ("docs/operations.md", ["all-MiniLM-L6-v2", True, "all-MiniLM-L6-v2", 256, 1, "manuals"]),
     ],
