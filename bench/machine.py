@@ -7,9 +7,10 @@ import os
 import platform
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+PACKAGES = ("torch", "transformers", "sentence-transformers", "grpcio", "psycopg")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -19,8 +20,16 @@ def machine() -> str:
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "unknown CPU"
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "sentence-transformers", "grpcio", "psycopg"))
+    versions = ", ".join(f"{name} {known}" for name in PACKAGES if (known := installed(name)))
     return f"{cpu}, {os.cpu_count()} cores ({' '.join(features())}), {memory:.0f} GiB; Python {platform.python_version()}, {versions}"
+
+
+def installed(package: str) -> str | None:
+    """Its version."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def features() -> list[str]:

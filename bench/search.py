@@ -12,6 +12,8 @@ tenth, signs a thirtieth; a stored vector that re-scores takes three pieces of T
 """
 
 import argparse
+import json
+import os
 import statistics
 import sys
 import time
@@ -27,12 +29,15 @@ import psycopg
 from machine import keep, load_average, machine, percentile, table
 from pgvector import HalfVector
 from pgvector.psycopg import register_vector
-from servers import running_cluster, running_sidecar, shared_folder
+from servers import running_cluster, shared_folder
 from synthetic import DECAY, Collection, Floats, nearest, recall
+
+from nv_embed import library
 
 Connection = psycopg.Connection[Any]
 
 DIM, K = 2048, 10
+MODEL = {"name": "synthetic", "revision": "1", "native_dim": DIM, "trained_dims": [DIM, 768, 384], "declared_dims": []}
 ASKED = f"%(query)b::halfvec({DIM})"
 EXACTLY = f"SELECT id FROM docs ORDER BY 0 + (embedding <=> {ASKED}) LIMIT {K}"
 HIGH, FAIR = 0.999, 0.99
@@ -51,7 +56,14 @@ BY_HAND = f"""
     ORDER BY distance, id
     LIMIT {K}
 """
-SETTINGS = {"shared_buffers": "8GB", "maintenance_work_mem": "4GB", "max_parallel_maintenance_workers": "1", "effective_cache_size": "12GB"}
+BUILDERS = str(min((os.cpu_count() or 2) - 1, 15))
+SETTINGS = {
+    "shared_buffers": "8GB",
+    "maintenance_work_mem": "4GB",
+    "max_parallel_maintenance_workers": BUILDERS,
+    "max_parallel_workers": BUILDERS,
+    "max_worker_processes": "20",
+}
 WIDTHS = (10, 20, 40, 60, 80, 120, 160, 200, 300, 400, 600, 800, 1000)
 """Of hnsw.ef_search."""
 
@@ -176,16 +188,14 @@ def main() -> None:
 
 @contextmanager
 def database() -> Iterator[Connection]:
-    """With nv_embed in it, and a sidecar whose vectors cost nothing, which declarations ask."""
-    with (
-        shared_folder() as folder,
-        running_cluster(folder, **SETTINGS) as cluster,
-        running_sidecar(folder, "--model", "fake") as sidecar,
-    ):
+    """With nv_embed as a library, which needs no sidecar."""
+    with shared_folder() as folder, running_cluster(folder, **SETTINGS) as cluster:
         cluster.create_database("bench")
+        with psycopg.connect(cluster.dsn("bench")) as connection:
+            library.install(connection, None, None, ())
         with cluster.connect("bench") as db:
-            db.execute("CREATE EXTENSION nv_embed CASCADE; CREATE EXTENSION pg_prewarm")
-            db.execute("SELECT nv_embed.configure(%s)", [sidecar.address])
+            db.execute("CREATE EXTENSION pg_prewarm")
+            db.execute("SELECT nv_embed.record_models(%s)", [json.dumps([MODEL])])
             register_vector(db)
             db.prepared_max = None
             yield db
