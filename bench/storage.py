@@ -1,14 +1,14 @@
 """
 What vectors of long documents cost, and what is lost with the bytes.
 
-Three things make them smaller: one vector for a whole document instead of one for each piece of 512 tokens, the first 384 components instead of all, and
-halves or single bits instead of floats. Each way to store them becomes a table in one PostgreSQL, with its primary key and, where pgvector has one, an HNSW index;
-its own size functions say what each takes.
+Three things make them smaller: one vector for a whole document instead of one for each piece of 512 tokens, the first 384 components instead of all,
+and halves or single bits instead of floats. Each way to store them becomes a table in one PostgreSQL, with its primary key and, where pgvector has
+one, an HNSW index; its own size functions say what each takes.
 
-Bytes do not depend on what a vector says, so random ones are measured: what a model of 2048 or 4096 dimensions gives is as long. The documents, where they are cut,
-and what is found are real: MiniLM embeds them through auto_embed, and queries are answered exactly, without an index, so that what is lost is the layout's alone.
-MiniLM gives 384 dimensions and reads 512 tokens. What it finds by whole documents is therefore found by their beginnings; the mean of the pieces' vectors stands
-for a model that reads them to the end.
+Bytes do not depend on what a vector says, so random ones are measured: what a model of 2048 or 4096 dimensions gives is as long. The documents, where
+they are cut, and what is found are real: MiniLM embeds them through auto_embed, and questions are answered exactly, without an index, so that what is
+lost is the layout's alone. MiniLM gives 384 dimensions and reads 512 tokens. What it finds by whole documents is therefore found by their beginnings;
+the mean of the pieces' vectors, which takes the same bytes, stands for a model that reads them to the end.
 
     bench/storage.py BEIR_DIR… [--model minilm] [--tokens 512] [--documents 1000]
 """
@@ -18,6 +18,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "
 import numpy
 import psycopg
 from collection import Collection, read
-from machine import keep, machine, table
+from machine import keep, load_average, machine, table
 from numpy.typing import NDArray
 from pgvector import Bit, HalfVector, Vector
 from servers import running_cluster, running_sidecar, shared_folder
@@ -36,7 +37,6 @@ from nv_embed.demo.scoring import ndcg_at, recall_at
 Connection = psycopg.Connection[Any]
 
 DIM, K = 384, 10
-"""Of the model that embeds."""
 
 READS_TOKENS = 8192
 """What NVIDIA's retriever reads of a document."""
@@ -79,12 +79,12 @@ class Layout:
         return f"{self.unit}, {self.dim}, {'bits' if self.storage == 'bit' else self.storage}"
 
 
-BASE = Layout("pieces", 2048, "vector")
-STEPS = (BASE, Layout("whole", 2048, "vector"), Layout("whole", 384, "vector"), Layout("whole", 384, "halfvec"), Layout("whole", 384, "bit"))
+WIDEST, BASE, TARGET = Layout("pieces", 4096, "vector"), Layout("pieces", 2048, "vector"), Layout("whole", 384, "vector")
+STEPS = (BASE, Layout("whole", 2048, "vector"), TARGET, Layout("whole", 384, "halfvec"), Layout("whole", 384, "bit"))
 """From the largest to the smallest, one thing at a time."""
 
 LAYOUTS = (
-    Layout("pieces", 4096, "vector"),
+    WIDEST,
     BASE,
     Layout("pieces", 2048, "halfvec"),
     Layout("pieces", 384, "vector"),
@@ -142,6 +142,7 @@ def main() -> None:
         print("skipped: give folders in BEIR's layout whose documents are to be stored")
         return
     lines = ["# storage", ""]
+    before = load_average()
     with (
         shared_folder() as folder,
         running_cluster(folder, **SETTINGS) as cluster,
@@ -155,7 +156,11 @@ def main() -> None:
                 db.execute("CREATE EXTENSION nv_embed CASCADE")
                 db.execute("SELECT nv_embed.configure(%s)", [sidecar.address])
                 lines += report(db, collection, options.tokens, options.documents)
-    lines += [f"- {machine()}", ""]
+    lines += [
+        f"- Found exactly, without an index, by {options.model}, {DIM} dimensions; it reads {options.tokens} tokens: a whole document's beginning.",
+        f"- {machine()}; load average before: {before:.1f}",
+        "",
+    ]
     result = "\n".join(lines)
     keep("storage", result)
     print(result)
@@ -174,16 +179,17 @@ def report(db: Connection, collection: Collection, tokens: int, least: int) -> l
         f"## {collection.name}",
         "",
         f"{len(collection.documents):,} documents, {statistics.median(lengths):,.0f} tokens in the median;"
-        f" {sum(length > READS_TOKENS for length in lengths):,} are longer than {READS_TOKENS:,}. {len(collection.queries):,} queries."
-        f" Bytes are those of each document in {count:,}{f', which is {copies} times the corpus' if copies > 1 else ''}.",
+        f" {sum(length > READS_TOKENS for length in lengths):,} are longer than {READS_TOKENS:,}. {len(collection.queries):,} questions."
+        f" Bytes are those of a document, among {count:,}{f', which is {copies} times the corpus' if copies > 1 else ''}.",
         "",
         rows(sizes, count, qualities),
         "",
         *factors(sizes),
-        "",
-        "| MiniLM, exact search | Recall@5 | nDCG@10 |",
-        "| --- | ---: | ---: |",
-        *(f"| {name} | {quality.recall_at_5:.3f} | {quality.ndcg_at_10:.3f} |" for name, quality in qualities.items()),
+        *(
+            f"- Whole documents as the {name}: Recall@5 {quality.recall_at_5:.3f}, nDCG@10 {quality.ndcg_at_10:.3f}"
+            for name, quality in qualities.items()
+            if name.startswith("mean")
+        ),
         "",
     ]
 
@@ -191,9 +197,8 @@ def report(db: Connection, collection: Collection, tokens: int, least: int) -> l
 def embed(db: Connection, collection: Collection, tokens: int) -> None:
     """The corpus, each document whole, as far as the model reads, and in pieces. The other targets are made of these two."""
     db.execute("CREATE TABLE docs (id text PRIMARY KEY, body text NOT NULL)")
-    declare = "SELECT nv_embed.auto_embed('docs', '{body}', %s, storage => %s, mode => %s, truncate => %s, chunk_tokens => %s)"
-    db.execute(declare, ("piece", "vector", "sync", "NONE", tokens))
-    db.execute(declare, ("whole", "vector", "sync", "END", None))
+    declare(db, "piece", "vector", "sync", tokens)
+    declare(db, "whole", "vector", "sync")
     done = 0
     for page in pages(collection):
         with db.cursor().copy("COPY docs (id, body) FROM STDIN") as target:
@@ -202,13 +207,24 @@ def embed(db: Connection, collection: Collection, tokens: int) -> None:
         done += len(page)
         print(f"{collection.name}: {done:,} of {len(collection.documents):,} documents", end="\r", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    db.execute(declare, ("piece_halfvec", "halfvec", "off", "NONE", tokens))
-    db.execute(declare, ("whole_halfvec", "halfvec", "off", "END", None))
-    db.execute(declare, ("mean", "vector", "off", "END", None))
+    declare(db, "piece_halfvec", "halfvec", "off", tokens)
+    declare(db, "whole_halfvec", "halfvec", "off")
+    declare(db, "mean", "vector", "off")
+    declare(db, "mean_halfvec", "halfvec", "off")
     db.execute("INSERT INTO docs_piece_halfvec_chunk SELECT id, seq, start_char, end_char, piece FROM docs_piece_chunk")
     db.execute(
-        "UPDATE docs SET whole_halfvec = whole, mean = m.mean"
+        "UPDATE docs SET whole_halfvec = whole, mean = m.mean, mean_halfvec = m.mean"
         " FROM (SELECT id, l2_normalize(avg(piece)) AS mean FROM docs_piece_chunk GROUP BY id) AS m WHERE m.id = docs.id"
+    )
+    db.execute("CREATE TABLE questions (id text PRIMARY KEY, v vector NOT NULL)")
+    embedded = "SELECT id, v FROM unnest(%s::text[], nv_embed(%s::text[], dim => %s, input_type => 'query', truncate => 'END')) AS t (id, v)"
+    db.execute(f"INSERT INTO questions {embedded}", (list(collection.queries), list(collection.queries.values()), DIM))
+
+
+def declare(db: Connection, target: str, storage: str, mode: str, tokens: int | None = None) -> None:
+    db.execute(
+        "SELECT nv_embed.auto_embed('docs', '{body}', %s, dim => %s, storage => %s, mode => %s, truncate => %s, chunk_tokens => %s)",
+        (target, DIM, storage, mode, "END" if tokens is None else "NONE", tokens),
     )
 
 
@@ -255,42 +271,54 @@ def wire(vector: "NDArray[numpy.float64]", storage: str) -> bytes:
 def sizes_of(db: Connection, name: str) -> Size:
     """The main fork with its maps, TOAST with its index, primary key, index on the vectors."""
     row = db.execute(
-        "SELECT pg_table_size(c.oid) - coalesce(pg_total_relation_size(nullif(c.reltoastrelid, 0)), 0), coalesce(pg_total_relation_size(nullif(c.reltoastrelid, 0)), 0),"
-        "  (SELECT pg_relation_size(indexrelid) FROM pg_index WHERE indrelid = c.oid AND indisprimary),"
-        "  (SELECT coalesce(sum(pg_relation_size(indexrelid)), 0)::bigint FROM pg_index WHERE indrelid = c.oid AND NOT indisprimary), pg_total_relation_size(c.oid)"
-        f" FROM pg_class AS c WHERE c.oid = '{name}'::regclass"
+        f"""
+        WITH measured AS (
+            SELECT pg_table_size(c.oid) AS heap, coalesce(pg_total_relation_size(nullif(c.reltoastrelid, 0)), 0) AS toast,
+                (SELECT sum(pg_relation_size(indexrelid))::bigint FROM pg_index WHERE indrelid = c.oid AND indisprimary) AS key,
+                (SELECT coalesce(sum(pg_relation_size(indexrelid)), 0)::bigint FROM pg_index WHERE indrelid = c.oid AND NOT indisprimary) AS index
+            FROM pg_class AS c
+            WHERE c.oid = '{name}'::regclass
+        )
+        SELECT (SELECT count(*) FROM {name}), heap - toast, toast, key, index, pg_total_relation_size('{name}') FROM measured
+        """
     ).fetchone()
-    count = db.execute(f"SELECT count(*) FROM {name}").fetchone()
     assert row is not None
-    assert count is not None
-    size = Size(count[0], *row[:4])
-    assert size.total == row[4]
+    *parts, total = row
+    size = Size(*parts)
+    assert size.total == total, (size, total)
     return size
 
 
-BY_NV_SEARCH = f"SELECT (hit).id FROM nv_search(NULL::docs, %(query)s, k => {K}, target => %(target)s) ORDER BY score DESC"
-BITS = "binary_quantize({0})::bit(384) <~> binary_quantize((SELECT v FROM q))::bit(384)"
-BY_BITS = f"WITH q AS MATERIALIZED (SELECT nv_embed_query(%(query)s, 'docs'::regclass, target => 'whole') AS v) SELECT id FROM {{0}} ORDER BY {{1}}, id LIMIT {K}"
-SEARCHES: Mapping[str, tuple[str, str]] = {
-    "pieces, 384, vector": (BY_NV_SEARCH, "piece"),
-    "pieces, 384, halfvec": (BY_NV_SEARCH, "piece_halfvec"),
-    "pieces, 384, bits": (BY_BITS.format("docs_piece_chunk GROUP BY id", f"min({BITS.format('piece')})"), ""),
-    "whole, 384, vector": (BY_NV_SEARCH, "whole"),
-    "whole, 384, halfvec": (BY_NV_SEARCH, "whole_halfvec"),
-    "whole, 384, bits": (BY_BITS.format("docs", BITS.format("whole")), ""),
-    "whole as the mean of its pieces, 384, vector": (BY_NV_SEARCH, "mean"),
-    "whole as the mean of its pieces, 384, bits": (BY_BITS.format("docs", BITS.format("mean")), ""),
+def by_nv_search(target: str) -> str:
+    """Without an index it is exact."""
+    return f"SELECT (hit).id FROM nv_search(NULL::docs, %(question)s::vector, k => {K}, target => '{target}') ORDER BY score DESC"
+
+
+def by_bits(relation: str, vector: str) -> str:
+    """Exact too: the nearest by Hamming distance, a document by the nearest of its pieces."""
+    signs, asked = (f"binary_quantize({each})::bit({DIM})" for each in (vector, "%(question)s::vector"))
+    return f"SELECT id FROM {relation} GROUP BY id ORDER BY min({signs} <~> {asked}), id LIMIT {K}"
+
+
+SEARCHES: Mapping[str, str] = {
+    f"pieces, {DIM}, vector": by_nv_search("piece"),
+    f"pieces, {DIM}, halfvec": by_nv_search("piece_halfvec"),
+    f"pieces, {DIM}, bits": by_bits("docs_piece_chunk", "piece"),
+    f"whole, {DIM}, vector": by_nv_search("whole"),
+    f"whole, {DIM}, halfvec": by_nv_search("whole_halfvec"),
+    f"whole, {DIM}, bits": by_bits("docs", "whole"),
+    f"mean of pieces, {DIM}, vector": by_nv_search("mean"),
+    f"mean of pieces, {DIM}, halfvec": by_nv_search("mean_halfvec"),
+    f"mean of pieces, {DIM}, bits": by_bits("docs", "mean"),
 }
 
 
 def search(db: Connection, collection: Collection) -> dict[str, Quality]:
+    questions = db.execute("SELECT id, v::text FROM questions").fetchall()
     qualities = {}
-    for name, (statement, target) in SEARCHES.items():
+    for name, statement in SEARCHES.items():
         print(f"searching {name}", file=sys.stderr, flush=True)
-        found = {
-            query: [row[0] for row in db.execute(statement, {"query": text, "target": target}).fetchall()]
-            for query, text in collection.queries.items()
-        }
+        found = {query: [id for (id,) in db.execute(statement, {"question": vector}).fetchall()] for query, vector in questions}
         qualities[name] = Quality(
             statistics.fmean(recall_at(ids, collection.grades[query], 5) for query, ids in found.items()),
             statistics.fmean(ndcg_at(ids, collection.grades[query], K) for query, ids in found.items()),
@@ -333,11 +361,14 @@ def rows(sizes: Mapping[Layout, Size], documents: int, qualities: Mapping[str, Q
 
 def factors(sizes: Mapping[Layout, Size]) -> list[str]:
     """What each step is worth, indexes included."""
-    lines = [
-        f"- {before.said()} → {after.said()}: × {sizes[before].total / sizes[after].total:.1f}"
-        for before, after in zip(STEPS, STEPS[1:], strict=False)
+    shares = {(before, after): sizes[before].total / sizes[after].total for before, after in pairwise(STEPS)}
+    lines = [f"- {before.said()} → {after.said()}: × {share:.1f}" for (before, after), share in shares.items()]
+    base, widest, target = (sizes[layout] for layout in (BASE, WIDEST, TARGET))
+    return [
+        *lines,
+        f"- **{BASE.said()} → {TARGET.said()}: × {base.total / target.total:.1f}** (wanted: 35)",
+        f"- {WIDEST.said()} → {TARGET.said()}, without HNSW: × {widest.total / (target.total - target.index):.1f}",
     ]
-    return [*lines, f"- **{BASE.said()} → {STEPS[2].said()}: × {sizes[BASE].total / sizes[STEPS[2]].total:.1f}** (wanted: 35)"]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ What the benchmarks count and compute, apart from what they measure.
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import checkpoints
@@ -141,10 +142,8 @@ def test_recall_counts_what_was_wanted_in_any_order() -> None:
 
 
 def test_the_setting_chosen_is_the_quickest_of_those_that_find_enough() -> None:
-    plans = [
-        search.Plan(search.NARROW, width, 40, [found], [seconds])
-        for width, found, seconds in ((40, 0.98, 1), (80, 0.999, 3), (120, 1.0, 2), (200, 1.0, 4))
-    ]
+    tried = ((40, 0.98, 1), (80, 0.999, 3), (120, 1.0, 2), (200, 1.0, 4))
+    plans = [search.Plan(search.NARROW, width, 40, [found], [seconds]) for width, found, seconds in tried]
     chosen = search.choose(plans, [search.FULL, search.NARROW], 0.999)
     assert {name: plan.width for name, plan in chosen.items()} == {search.NARROW.name: 120}
     assert chosen[search.NARROW.name].seconds == []
@@ -172,5 +171,5 @@ def test_a_stored_vector_has_the_bytes_of_its_type(kind: str, size: int) -> None
 
 def test_the_steps_from_pieces_to_bits_change_one_thing_each() -> None:
     assert set(storage.STEPS) <= set(storage.LAYOUTS)
-    for before, after in zip(storage.STEPS, storage.STEPS[1:], strict=False):
+    for before, after in pairwise(storage.STEPS):
         assert sum([before.unit != after.unit, before.dim != after.dim, before.storage != after.storage]) == 1
