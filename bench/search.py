@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,17 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Point:
+    """A setting and what came of it, as it is drawn."""
+
+    index: str
+    width: int
+    candidates: int
+    recall: float
+    p95_s: float
+
+
+@dataclass(frozen=True)
 class Built:
     bytes: int
     seconds: float
@@ -157,7 +168,8 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--without-full", action="store_true", help="leave out the index of whole vectors, which takes hours to build for millions")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw what each index finds in which time")
+    parser.add_argument("--points", type=Path, metavar="FILE.json", help="keep what is drawn")
     options = parser.parse_args()
     before = load_average()
     collection = Collection(options.rows, DIM)
@@ -182,8 +194,11 @@ def main() -> None:
     )
     print(text)
     keep(f"search-{options.rows}", text)
+    points = [Point(plan.index.name, plan.width, plan.candidates, plan.recall(), plan.p95()) for plan in found.plans]
+    if options.points:
+        options.points.write_text(json.dumps([asdict(point) for point in points]))
     if options.plot:
-        plot(found.plans, options.plot, options.rows)
+        plot(points, options.plot, options.rows)
 
 
 @contextmanager
@@ -375,7 +390,7 @@ def ratios(found: Found) -> list[str]:
     ]
 
 
-def plot(plans: Sequence[Plan], file: Path, rows: int) -> None:
+def plot(points: Sequence[Point], file: Path, rows: int) -> None:
     """Recall against the 95th percentile; of each index the settings that none other beats in both."""
     import matplotlib as mpl
 
@@ -383,11 +398,11 @@ def plot(plans: Sequence[Plan], file: Path, rows: int) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for name in dict.fromkeys(plan.index.name for plan in plans):
+    for name in dict.fromkeys(point.index for point in points):
         best: list[tuple[float, float]] = []
-        for plan in sorted((plan for plan in plans if plan.index.name == name), key=Plan.p95):
-            if not best or plan.recall() > best[-1][1]:
-                best.append((1000 * plan.p95(), plan.recall()))
+        for point in sorted((point for point in points if point.index == name), key=lambda point: point.p95_s):
+            if not best or point.recall > best[-1][1]:
+                best.append((1000 * point.p95_s, point.recall))
         axes.plot([x for x, _ in best], [1 - y + 1e-4 for _, y in best], marker="o", label=name)
     axes.set(
         xscale="log",
