@@ -5,7 +5,7 @@ One table of synthetic vectors of 2048 dimensions (`synthetic.py` says how they 
 768 components, and their signs. Each index is read at several settings, all of them in turns on the same queries, and of each the cheapest is taken
 that finds as much of what exact search finds as is asked for. Then what nv_search() adds to the statement that it runs.
 
-    bench/search.py [--rows 100000] [--queries 200] [--without-full] [--plot FILE.png]
+    bench/search.py [--rows 100000] [--queries 200] [--without-full] [--long] [--plot FILE.png]
 
 What bounds a search is the number of pages that it touches. A half-precision vector of 2048 components takes a page of the index, 384 of them a
 tenth, signs a thirtieth; a stored vector that re-scores takes three pieces of TOAST. The result says how many pages each plan touched.
@@ -42,6 +42,7 @@ ASKED = f"%(query)b::halfvec({DIM})"
 EXACTLY = f"SELECT id FROM docs ORDER BY 0 + (embedding <=> {ASKED}) LIMIT {K}"
 HIGH, FAIR = 0.999, 0.99
 EXACT_QUERIES = 20
+LONG_ROWS = 1_000_000
 NV_SEARCH = f"SELECT (hit).id, (hit).body, score FROM nv_search(NULL::docs, %(whole)b::vector, k => {K}, dim => 384)"
 BY_HAND = f"""
     SELECT id, body, 1 - distance
@@ -168,9 +169,12 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--without-full", action="store_true", help="leave out the index of whole vectors, which takes hours to build for millions")
+    parser.add_argument("--long", action="store_true", help="the same as --rows 1000000 --without-full")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw what each index finds in which time")
     parser.add_argument("--points", type=Path, metavar="FILE.json", help="keep what is drawn")
     options = parser.parse_args()
+    if options.long:
+        options.rows, options.without_full = LONG_ROWS, True
     before = load_average()
     collection = Collection(options.rows, DIM)
     queries = collection.queries(options.queries)
