@@ -26,8 +26,10 @@ LOOK_S = 0.2
 # A build takes as long as it takes, whatever limit a role has for its queries. pgvector tells by NOTICE when memory is short.
 SESSION = "SET statement_timeout = 0; SET client_min_messages = notice"
 
-CLEAR_AWAY = "SET lock_timeout = '5s'"
-"""An index cannot be dropped before those who use its table end: what made the build wait may make this wait too."""
+# An index cannot be dropped before those who use its table end: what made the build wait may make this wait too, and we do not wait for long.
+CLEAR_AWAY = """
+    SELECT set_config('lock_timeout', least(nullif(setting::int, 0), 5000)::text, false) FROM pg_settings WHERE name = 'lock_timeout'
+"""
 
 OUT_OF_MEMORY = "no longer fits into maintenance_work_mem"
 ROOM = 1.1
@@ -129,6 +131,18 @@ class Watcher(Protocol):
         """What the server has said."""
 
 
+@dataclass(frozen=True)
+class _Notice:
+    """What the server says by the way; it is only good for reading while it is said."""
+
+    message: str
+    detail: str | None
+    hint: str | None
+
+    def __str__(self) -> str:
+        return f"{self.message}{f': {self.detail}' if self.detail else ''}{f' ({self.hint})' if self.hint else ''}"
+
+
 class Busy(Exception):
     """Somebody builds an index of these vectors already."""
 
@@ -181,9 +195,9 @@ class _Build:
         self._watching = watching
         self._wanted = wanted
         self._watcher = watcher
-        self._notices: queue.SimpleQueue[psycopg.errors.Diagnostic] = queue.SimpleQueue()
+        self._notices: queue.SimpleQueue[_Notice] = queue.SimpleQueue()
         self._memory = int(self._ask("SELECT pg_size_bytes(current_setting('maintenance_work_mem'))"))
-        connection.add_notice_handler(self._notices.put)
+        connection.add_notice_handler(lambda said: self._notices.put(_Notice(said.message_primary or "", said.message_detail, said.message_hint)))
 
     def run(self) -> Built:
         steps = self._steps()
@@ -223,14 +237,14 @@ class _Build:
         running = _Statement(self._connection, statement)
         running.start()
         try:
-            while running.is_alive():
-                running.join(LOOK_S)
+            while not running.ended.wait(LOOK_S):
                 self._look()
+            self._look()
         except KeyboardInterrupt:
             # Again and again: what is cancelled before it has begun goes on.
-            while running.is_alive():
+            while not running.ended.is_set():
                 self._connection.cancel_safe(timeout=5)
-                running.join(1)
+                running.ended.wait(1)
             raise
         if running.error is not None:
             raise running.error
@@ -251,13 +265,11 @@ class _Build:
                 return Progress(phase, unit, done, total, None if pid is None else Blocker(pid, role, since))
         return None
 
-    def _said(self, notice: psycopg.errors.Diagnostic, progress: Progress | None) -> str:
-        """What the server says, with the remedy in terms of what we take."""
-        message = notice.message_primary or ""
-        if OUT_OF_MEMORY in message:
-            return f"{message}: the rest takes many times longer; interrupt it and give --memory {self._enough(progress)} to build it in memory"
-        detail, hint = notice.message_detail, notice.message_hint
-        return f"{message}{f': {detail}' if detail else ''}{f' ({hint})' if hint else ''}"
+    def _said(self, notice: _Notice, progress: Progress | None) -> str:
+        """With the remedy in terms of what we take."""
+        if OUT_OF_MEMORY not in notice.message:
+            return str(notice)
+        return f"{notice.message}: the rest takes many times longer; interrupt it and give --memory {self._enough(progress)} to build it in memory"
 
     def _enough(self, progress: Progress | None) -> str:
         """The memory that the whole graph takes, by the share of the table that has filled what there was."""
@@ -286,10 +298,15 @@ class _Build:
 
 
 class _Statement(threading.Thread):
-    """A statement under way. A daemon: nobody waits for a server that does not answer."""
+    """A statement under way. A daemon: nobody waits for a server that does not answer.
+
+    Attributes:
+        ended: set at its end; a join() that Ctrl-C interrupts would take the thread for one that has ended.
+    """
 
     def __init__(self, connection: Connection, statement: str) -> None:
         super().__init__(daemon=True)
+        self.ended = threading.Event()
         self.error: psycopg.Error | None = None
         self._connection = connection
         self._statement = statement
@@ -299,3 +316,5 @@ class _Statement(threading.Thread):
             self._connection.execute(self._statement.encode())
         except psycopg.Error as error:
             self.error = error
+        finally:
+            self.ended.set()
