@@ -271,3 +271,80 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.create_index_sql(regclass, name, int, text, text, boolean)
     IS 'The statement that makes an index of an embedding''s vectors, or of their first dim components; for \gexec.';
+
+-- Watching one being made.
+
+-- Two builds of one index at a time must not be: the second would take the first one's for what a failed build has left, and drop it once it is complete.
+CREATE OR REPLACE FUNCTION nv_embed.reserve_index(relation regclass, target name DEFAULT 'embedding') RETURNS int
+LANGUAGE plpgsql STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    holder CONSTANT regclass := coalesce((nv_embed.live_generation(relation, target)).chunks, relation);
+    class CONSTANT int := hashtext('nv-embed index');
+BEGIN
+    IF NOT pg_try_advisory_lock(class, holder::oid::int) THEN
+        RETURN coalesce(
+            (
+                SELECT l.pid FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database AND d.datname = current_database()
+                WHERE l.locktype = 'advisory' AND l.classid = class::oid AND l.objid = holder AND l.objsubid = 2 AND l.granted
+            ),
+            0
+        );
+    END IF;
+    RETURN (SELECT p.pid FROM pg_stat_progress_create_index AS p JOIN nv_embed.partitions(holder) AS t ON t.part = p.relid LIMIT 1);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.reserve_index(regclass, name)
+    IS 'Keeps others from building an index of these vectors until this session ends: NULL, or the process that builds one now. Plain CREATE INDEX is not kept from it.';
+
+-- ivfflat counts the rows that it loads, hnsw does not know how many there will be: the table's blocks are what tells. They keep standing in phases after.
+-- What a statement waits for is told for DROP INDEX too, and before a phase has begun.
+CREATE OR REPLACE FUNCTION nv_embed.index_progress(builder int)
+RETURNS TABLE (phase text, unit text, done bigint, total bigint, blocker int, blocker_role name, blocker_since timestamptz)
+LANGUAGE plpgsql STRICT ROWS 1
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH seen AS (
+        SELECT p.*, coalesce(CASE WHEN a.wait_event_type = 'Lock' THEN (pg_blocking_pids(a.pid))[1] END, nullif(p.current_locker_pid, 0)::int) AS waits_for
+        FROM pg_stat_activity AS a LEFT JOIN pg_stat_progress_create_index AS p ON p.pid = a.pid
+        WHERE a.pid = builder
+    )
+    SELECT s.phase || CASE WHEN s.partitions_total > 0 THEN format(', partition %s of %s', least(s.partitions_done + 1, s.partitions_total), s.partitions_total) ELSE '' END,
+        c.unit, c.done, c.total, s.waits_for, b.usename, b.xact_start
+    FROM seen AS s
+    LEFT JOIN pg_stat_activity AS b ON b.pid = s.waits_for
+    LEFT JOIN LATERAL (
+        VALUES (1, 'transactions', s.lockers_done, s.lockers_total), (2, 'rows', s.tuples_done, s.tuples_total), (3, 'blocks', s.blocks_done, s.blocks_total)
+    ) AS c (place, unit, done, total) ON c.total > 0 AND (c.place = 1) = (s.phase LIKE 'waiting %')
+    ORDER BY c.place
+    LIMIT 1;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.index_progress(int)
+    IS 'How far a process is with its CREATE INDEX, and whose transaction it waits for: a row for a process that is there. Of a prepared transaction the blocker is 0.';
+
+CREATE OR REPLACE FUNCTION nv_embed.find_index(
+    relation regclass, target name DEFAULT 'embedding', dim int DEFAULT NULL, method text DEFAULT 'hnsw', storage text DEFAULT 'halfvec'
+) RETURNS TABLE (index regclass, dims int, rows bigint, bytes bigint)
+LANGUAGE plpgsql STABLE ROWS 1
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT i.index, i.dim, sum(greatest(c.reltuples, 0))::bigint, i.bytes
+    FROM nv_embed.vector_indexes(relation, target) AS i, nv_embed.partitions(i.index) AS t, pg_class AS c
+    WHERE i.method = find_index.method AND i.storage = find_index.storage AND i.dim = coalesce(find_index.dim, (nv_embed.live_generation(relation, target)).dim)
+        AND i.is_valid AND NOT i.is_partial AND t.is_leaf AND c.oid = t.part
+    GROUP BY i.index, i.dim, i.bytes
+    ORDER BY i.index
+    LIMIT 1;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.find_index(regclass, name, int, text, text)
+    IS 'The index that create_index_steps with the same arguments makes, once it is there; rows are those it had when it was made or last vacuumed.';
