@@ -46,7 +46,7 @@ RETURNS TABLE (index regclass, method text, dim int, storage text, is_valid bool
 LANGUAGE sql STABLE ROWS 3
 BEGIN ATOMIC
     SELECT i.indexrelid::regclass, m.amname::text, a.atttypmod, t.typname::text, i.indisvalid, i.indpred IS NOT NULL,
-        substring(array_to_string(c.reloptions, ' ') FROM 'lists=(\d+)')::int
+        CASE m.amname WHEN 'ivfflat' THEN coalesce(substring(array_to_string(c.reloptions, ' ') FROM 'lists=(\d+)')::int, 100) END
     FROM pg_index AS i
     JOIN pg_class AS c ON c.oid = i.indexrelid
     JOIN pg_am AS m ON m.oid = c.relam AND m.amname IN ('hnsw', 'ivfflat')
@@ -132,22 +132,34 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.check_index(text, text, int) IS 'Raises an error for an index that pgvector does not have.';
 
-CREATE OR REPLACE FUNCTION nv_embed.index_name(holder regclass, target name, dim int, storage text, method text) RETURNS name
-LANGUAGE plpgsql STABLE STRICT
+-- A name that is cut has a digest in it, since partitions often differ at their ends alone; one that something else bears gets a number.
+CREATE OR REPLACE FUNCTION nv_embed.index_name(holder regclass, target name, dim int, storage text, method text, leftover text) RETURNS name
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     suffix CONSTANT text := format('_%s_%s_%s', dim, storage, method);
-    stem text := (SELECT c.relname FROM pg_class AS c WHERE c.oid = holder) || '_' || target;
+    whole CONSTANT text := (SELECT c.relname || '_' || target FROM pg_class AS c WHERE c.oid = holder);
+    schema_name CONSTANT name := (SELECT n.nspname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = holder);
+    most CONSTANT int := 60 - octet_length(suffix);
+    stem text := whole;
+    found text;
 BEGIN
-    WHILE octet_length(stem || suffix) > 63 LOOP
-        stem := left(stem, -1);
+    IF octet_length(whole) > most THEN
+        WHILE octet_length(stem) > most - 9 LOOP
+            stem := left(stem, -1);
+        END LOOP;
+        stem := stem || '_' || left(md5(whole), 8);
+    END IF;
+    FOR number IN 1..99 LOOP
+        found := stem || suffix || CASE number WHEN 1 THEN '' ELSE '_' || number END;
+        EXIT WHEN to_regclass(format('%I.%I', schema_name, found)) IS NULL OR format('%I.%I', schema_name, found) = leftover;
     END LOOP;
-    RETURN stem || suffix;
+    RETURN found;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.index_name(regclass, name, int, text, text) IS 'The name of an index: <table>_<target>_<dim>_<storage>_<method>.';
+COMMENT ON FUNCTION nv_embed.index_name(regclass, name, int, text, text, text) IS 'The name of an index: <table>_<target>_<dim>_<storage>_<method>.';
 
 -- As pgvector advises: a thousandth of the rows, beyond a million the root.
 CREATE OR REPLACE FUNCTION nv_embed.index_definition(holder regclass, g nv_embed.generation, dim int, storage text, method text) RETURNS text
@@ -182,7 +194,7 @@ DECLARE
 BEGIN
     RETURN QUERY
     SELECT t.part, t.parent, t.level, t.is_leaf,
-        CASE WHEN i.is_usable THEN i.index ELSE quote_ident(n.nspname) || '.' || quote_ident(nv_embed.index_name(t.part, g.target, dim, storage, method)) END,
+        CASE WHEN i.is_usable THEN i.index ELSE format('%I.%I', n.nspname, nv_embed.index_name(t.part, g.target, dim, storage, method, i.index)) END,
         CASE WHEN NOT i.is_usable THEN i.index END, i.is_usable IS TRUE, i.is_attached IS TRUE
     FROM nv_embed.partitions(holder) AS t
     JOIN pg_class AS c ON c.oid = t.part
@@ -228,7 +240,7 @@ BEGIN
         SELECT 2, p.level, p.part,
             format(
                 'CREATE INDEX%s %I ON %s', CASE WHEN is_split AND NOT p.is_leaf THEN '' ELSE how END,
-                nv_embed.index_name(p.part, g.target, width, storage, method),
+                nv_embed.index_name(p.part, g.target, width, storage, method, p.leftover),
                 CASE WHEN is_split AND NOT p.is_leaf THEN 'ONLY ' ELSE '' END || nv_embed.index_definition(p.part, g, width, storage, method)
             )
         FROM planned AS p WHERE NOT p.is_there
