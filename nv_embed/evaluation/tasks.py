@@ -13,8 +13,10 @@ from nv_embed.evaluation.collection import Collection, Document
 from nv_embed.evaluation.errors import EvaluationFailed
 
 PREFIX = "mteb:"
-LANGUAGES = {"ara": "ar", "deu": "de", "ell": "el", "eng": "en", "fra": "fr", "hin": "hi", "ita": "it", "nld": "nl", "por": "pt", "ron": "ro", "rus": "ru",
-             "spa": "es", "swe": "sv", "tha": "th", "tur": "tr", "vie": "vi", "cmn": "zh", "zho": "zh"}  # fmt: skip
+LANGUAGES = {
+    "ara": "ar", "deu": "de", "ell": "el", "eng": "en", "fra": "fr", "hin": "hi", "ita": "it", "nld": "nl", "por": "pt", "ron": "ro", "rus": "ru",
+    "spa": "es", "swe": "sv", "tha": "th", "tur": "tr", "vie": "vi", "cmn": "zh", "zho": "zh",
+}  # fmt: skip
 """The codes of three letters that MTEB uses, where words are searched in the language's own way."""
 
 
@@ -28,7 +30,7 @@ def read_task(name: str, split: str) -> Collection:
         import mteb
     except ModuleNotFoundError as error:
         raise EvaluationFailed(
-            f"{PREFIX}{name} is fetched by the Python package mteb, and {error.name} is not installed: `.venv/bin/pip install mteb`, or give a folder"
+            f"{PREFIX}{name} is fetched by the Python package mteb, and {error.name} is not installed: `pip install mteb`, or give a folder"
         ) from None
     try:
         task: Any = mteb.get_task(name)
@@ -36,10 +38,11 @@ def read_task(name: str, split: str) -> Collection:
         task.convert_v1_dataset_format_to_v2()
         data = task.dataset["default"][split]
         language = LANGUAGES.get(task.metadata.languages[0][:3], languages.DEFAULT)
-    except Exception as error:  # noqa: BLE001: mteb, datasets and the hub's client raise what they like
+    except Exception as error:  # noqa: BLE001
+        # mteb, datasets and the hub's client raise what they like.
         said = str(error).splitlines()
         raise EvaluationFailed(
-            f"{PREFIX}{name} could not be fetched: {said[0] if said else type(error).__name__}; it needs the network, and a name as in mteb.get_tasks()"
+            f"{PREFIX}{name} could not be fetched: {said[0] if said else type(error).__name__} (it needs the network and a name that mteb knows)"
         ) from None
     return from_task(name, data, language)
 

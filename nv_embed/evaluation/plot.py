@@ -1,0 +1,52 @@
+"""
+Quality against size: nDCG@10 over the bytes of the vectors that are searched.
+
+In:  what was measured      Out: a PNG file
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+from nv_embed.evaluation.results import Measured, Result
+
+matplotlib.use("Agg")
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+MARKERS = {"halfvec": "o", "vector": "s", "bit": "^"}
+INCHES = (7.0, 4.5)
+
+
+def plot(measured: Sequence[Measured], file: Path) -> None:
+    """A picture for each collection, one below the other."""
+    figure = Figure(figsize=(INCHES[0], INCHES[1] * len(measured)), layout="constrained")
+    for axes, each in zip(figure.subplots(len(measured), squeeze=False)[:, 0], measured, strict=True):
+        draw(axes, each)
+    figure.savefig(file, format="png", dpi=120)
+
+
+def draw(axes: Axes, measured: Measured) -> None:
+    for (label, storage), results in series(measured.results).items():
+        sizes, qualities = zip(*((each.bytes_per_vector, each.ndcg_at_10) for each in results), strict=True)
+        axes.plot(sizes, qualities, label=label, marker=MARKERS[storage], linestyle="-" if len(results) > 1 else "none")
+    for each in measured.results:
+        if each.bytes_per_vector is None:
+            axes.axhline(each.ndcg_at_10, label=each.plan, color="grey", linewidth=1, linestyle=":" if each.plan == "BM25" else "--")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set(title=measured.collection, xlabel="bytes of a vector that is searched", ylabel="nDCG@10")
+    axes.legend(fontsize="small")
+
+
+def series(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
+    """Lines of the picture: what differs in dimension alone, smallest first; the label says the rest."""
+    lines: dict[tuple[str, str], list[Result]] = {}
+    for each in sorted((each for each in results if each.bytes_per_vector is not None), key=lambda each: each.bytes_per_vector or 0):
+        way = "hnsw" if each.index_bytes is not None else "exact"
+        rescored = ", re-scored" if way == "hnsw" and each.rescore else ""
+        text = "" if each.text == "whole" else f", {each.text}"
+        lines.setdefault((f"{way} {each.storage}{rescored}{text}", each.storage or ""), []).append(each)
+    return lines
