@@ -4,7 +4,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -160,12 +160,7 @@ def _print(screen: "Screen", evaluation: "Evaluation", matrices: "Sequence[Matri
         screen.line(f"Mean of the same language {matrix.same_language:.3f}, of different ones {matrix.cross_lingual:.3f}.")
     if evaluation.schema is not None:
         screen.line()
-        screen.line(
-            f"Documents and vectors are kept: --reuse {evaluation.schema} searches them again, DROP SCHEMA {evaluation.schema} CASCADE removes them."
-        )
-
-
-T = TypeVar("T")
+        screen.line(f"Documents and vectors stay in schema {evaluation.schema}: `--reuse {evaluation.schema}` searches them again.")
 
 
 def _numbers(option: str, value: str, least: int) -> tuple[int, ...]:

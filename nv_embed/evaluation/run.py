@@ -16,9 +16,13 @@ from nv_embed.evaluation.collection import Collection
 from nv_embed.evaluation.errors import EvaluationFailed
 from nv_embed.evaluation.plans import Step, steps, stored_as
 from nv_embed.evaluation.results import Found, Latency, Measured, Result, ndcg, recall
+from nv_embed.evaluation.searches import Tick
 from nv_embed.evaluation.served import Model, Server, check_dims, find_model, find_server
 from nv_embed.evaluation.statements import Connection
 from nv_embed.evaluation.tables import Embedding, Screen, Table, load, own_schema
+
+WAYS_WITH_WORDS = 3
+"""Hybrid, full text and BM25."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ def bench(connection: Connection, screen: Screen, options: Options) -> Iterator[
     model = find_model(connection, options.model)
     dims = check_dims(model, options.dims)
     with own_schema(connection, options.reuse, keep=options.keep) as schema:
+        if options.keep:
+            screen.done(f"documents and vectors go to schema {schema} and stay there")
         yield server, Bench(connection, screen, schema, options, model, dims)
 
 
@@ -114,13 +120,13 @@ def _measure_group(where: Bench, group: Sequence[Collection], tables: list[Table
         if is_first:
             measured = [begin(where, table, collection) for collection in group]
         possible = [step for step in todo if step.why_not is None]
-        ways = sum(len(step.plans) for step in possible) + (3 if is_first else 1)
+        ways = sum(len(step.plans) for step in possible) + (WAYS_WITH_WORDS if is_first else 1)
         with where.screen.progress(ways * sum(len(each.queries) for each in group), "searches") as update:
             searching = Round(where.connection, table, group, measured, ticker(update))
-            searching.vectors(possible)
-            searching.both()
+            searching.by_vectors(possible)
+            searching.by_both()
             if is_first:
-                searching.words()
+                searching.by_words()
     for each in measured:
         each.left_out += [step.why_not for step in todo if step.why_not is not None]
     return measured
@@ -142,9 +148,9 @@ class Round:
     table: Table
     group: Sequence[Collection]
     measured: Sequence[Measured]
-    tick: Callable[[], None]
+    tick: Tick
 
-    def vectors(self, todo: Sequence[Step]) -> None:
+    def by_vectors(self, todo: Sequence[Step]) -> None:
         sizes = searches.vector_bytes(self.connection, self.table)
         for step in todo:
             with searches.index(self.connection, self.table, step) as made:
@@ -160,16 +166,16 @@ class Round:
                         **self._size(None if made is None else made.bytes),
                     )
 
-    def words(self) -> None:
+    def by_words(self) -> None:
         size = self._size(searches.index_words(self.connection, self.table))
         self._add(partial(searches.by_words, self.connection, self.table), **size)
         self._add(searches.by_bm25)
 
-    def both(self) -> None:
+    def by_both(self) -> None:
         size = self._size(searches.index_words(self.connection, self.table))
         self._add(partial(searches.by_both, self.connection, self.table), text=self.table.embedding.name, **size)
 
-    def _add(self, search: Callable[[Collection, Callable[[], None]], Found], **about: Any) -> None:
+    def _add(self, search: Callable[[Collection, Tick], Found], **about: Any) -> None:
         for collection, each in zip(self.group, self.measured, strict=True):
             found = search(collection, self.tick)
             each.results.append(Result(found.plan, ndcg(collection, found), recall(collection, found), Latency.of(found.seconds), **about))
@@ -178,7 +184,7 @@ class Round:
         return {"index_bytes": index_bytes, "index_bytes_per_row": None if index_bytes is None else index_bytes / self.table.rows}
 
 
-def ticker(update: Callable[[int], None]) -> Callable[[], None]:
+def ticker(update: Callable[[int], None]) -> Tick:
     """What counts one more thing done."""
     done = itertools.count(1)
     return lambda: update(next(done))

@@ -36,15 +36,18 @@ def read_task(name: str, split: str) -> Collection:
         task: Any = mteb.get_task(name)
         task.load_data()
         task.convert_v1_dataset_format_to_v2()
-        data = task.dataset["default"][split]
-        language = LANGUAGES.get(task.metadata.languages[0][:3], languages.DEFAULT)
     except Exception as error:  # noqa: BLE001
         # mteb, datasets and the hub's client raise what they like.
         said = str(error).splitlines()
         raise EvaluationFailed(
             f"{PREFIX}{name} could not be fetched: {said[0] if said else type(error).__name__} (it needs the network and a name that mteb knows)"
         ) from None
-    return from_task(name, data, language)
+    # Neither is asked for what it lacks: both make it up.
+    if "default" not in task.dataset:
+        raise EvaluationFailed(f"{PREFIX}{name} has parts of its own ({', '.join(task.dataset)}): only tasks of one language can be evaluated")
+    if split not in task.dataset["default"]:
+        raise EvaluationFailed(f"{PREFIX}{name} has no split {split}: its splits are {', '.join(task.dataset['default'])}")
+    return from_task(name, task.dataset["default"][split], LANGUAGES.get(task.metadata.languages[0][:3], languages.DEFAULT))
 
 
 def from_task(name: str, data: Any, language: str) -> Collection:

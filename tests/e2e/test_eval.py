@@ -15,8 +15,8 @@ import psycopg
 import pytest
 from beir import DOCUMENTS, GRADES, QUERIES, write_collection
 from installs import Install
-from program import Done, Program, failed, succeeded
-from servers import Sidecar
+from program import Done, Program, eventually, failed, succeeded
+from psycopg import sql
 
 from nv_embed.client import Client
 
@@ -91,7 +91,9 @@ def test_an_index_over_few_rows_finds_what_is_there(dsn: str, client: Client, co
 
 def test_bytes_are_what_the_types_take(dsn: str, collection: Path) -> None:
     table = lines(measured(dsn, collection, "--dims", "384", "--storage", "vector,halfvec,bit"))
-    assert {storage: table[f"hnsw {'bit ' if storage == 'bit' else ''}384", 384, storage]["bytes_per_vector"] for storage in ("vector", "halfvec", "bit")} == {
+    assert {
+        storage: table[f"hnsw {'bit ' if storage == 'bit' else ''}384", 384, storage]["bytes_per_vector"] for storage in ("vector", "halfvec", "bit")
+    } == {
         "vector": 8 + 4 * 384,
         "halfvec": 8 + 2 * 384,
         "bit": 8 + 384 / 8,
@@ -135,7 +137,9 @@ def test_pieces_are_measured_beside_whole_documents(dsn: str, client: Client, co
 
 def parallel(folder: Path) -> tuple[Path, dict[str, dict[str, tuple[str, str]]], dict[str, dict[str, str]]]:
     """Three collections with equal ids, called by languages. Each leaves some words out, as if it had others for them."""
-    documents = {name: {id: (title, " ".join(text.split()[skip:])) for id, (title, text) in DOCUMENTS.items()} for skip, name in enumerate(("de", "en", "th"))}
+    documents = {
+        name: {id: (title, " ".join(text.split()[skip:])) for id, (title, text) in DOCUMENTS.items()} for skip, name in enumerate(("de", "en", "th"))
+    }
     queries = {name: {id: " ".join(text.split()[skip:]) for id, text in QUERIES.items()} for skip, name in enumerate(("de", "en", "th"))}
     for name in documents:
         write_collection(folder / name, documents[name], queries[name])
@@ -223,10 +227,9 @@ def test_a_database_without_the_extension_is_refused(install: Install, collectio
     assert "nv-embed install" in failed(run(install.dsn("postgres"), collection))
 
 
-def test_a_document_that_cannot_be_embedded_is_one_line_and_leaves_nothing(dsn: str, sidecar: Sidecar, collection: Path) -> None:
+def test_documents_without_vectors_are_one_line_and_leave_nothing(dsn: str, collection: Path) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute("SELECT set_config('search_path', 'public', false)")
-        connection.execute("ALTER DATABASE {} SET nv_embed.mode = 'off'".format(connection.info.dbname))
+        connection.execute(sql.SQL("ALTER DATABASE {} SET nv_embed.mode = 'off'").format(sql.Identifier(connection.info.dbname)))
     assert "20 of 20 documents of things have no vector" in failed(run(dsn, collection))
     assert schemas(dsn) == []
 
@@ -236,8 +239,7 @@ def test_an_interrupted_evaluation_leaves_nothing(dsn: str, tmp_path: Path) -> N
     folder = write_collection(tmp_path / "many", many)
     with Program(Path("/nowhere")).start("eval", "--database-url", dsn, str(folder), stderr=subprocess.PIPE, stdout=subprocess.PIPE) as running:
         with psycopg.connect(dsn, autocommit=True) as connection:
-            while not connection.execute("SELECT count(*) > 0 FROM nv_embed.embedding").fetchall()[0][0]:
-                assert running.poll() is None
+            assert eventually(lambda: connection.execute("SELECT count(*) > 0 FROM nv_embed.embedding").fetchall()[0][0])
         running.send_signal(signal.SIGINT)
         said = running.stderr.read().decode()
     assert (running.returncode, len(said.splitlines())) == (130, 1), said
