@@ -60,8 +60,6 @@ def eval(
     from nv_embed.evaluation.plans import STORAGES
     from nv_embed.evaluation.run import Options
 
-    if sum(map(bool, (queries, cross, pooled))) > 1:
-        raise typer.BadParameter("--queries, --cross and --pool exclude each other")
     options = Options(
         dims=_numbers("--dims", dims, 1) if dims else (),
         storages=_choices("--storage", storage, STORAGES),
@@ -71,10 +69,9 @@ def eval(
         keep=keep,
         reuse=reuse,
     )
-    if cross and options.chunk_tokens != (0,):
-        raise typer.BadParameter("--cross embeds documents whole: leave --chunk-tokens out")
+    _check_together(options, queries, cross, pooled, plot)
     if plot is not None:
-        import nv_embed.evaluation.plot  # noqa: F401  a missing package is noticed before the work, not after
+        from nv_embed.evaluation.plot import plot as draw  # now, because a missing package is better noticed before the work than after
     from nv_embed.demo.screen import Screen
     from nv_embed.interrupts import interrupted_by_termination
 
@@ -89,17 +86,25 @@ def eval(
         note("nv-embed: interrupted" + ("" if keep or reuse else "; the documents are put away"))
         raise typer.Exit(INTERRUPTED) from None
     if plot is not None:
-        from nv_embed.evaluation.plot import plot as draw
-
         draw(evaluation.measured, plot)
     if as_json:
-        import orjson
-
-        from nv_embed.evaluation.report import as_json as document
-
-        typer.echo(orjson.dumps(document(evaluation, matrices), option=orjson.OPT_INDENT_2).decode())
+        _print_json(evaluation, matrices)
     else:
         _print(screen, evaluation, matrices)
+
+
+def _check_together(options: "Options", queries: Path | None, cross: bool, pooled: bool, plot: Path | None) -> None:
+    """Refuse options that make no sense beside one another."""
+    if sum(map(bool, (queries, cross, pooled))) > 1:
+        raise typer.BadParameter("--queries, --cross and --pool exclude each other")
+    if cross and options.chunk_tokens != (0,):
+        raise typer.BadParameter("--cross embeds documents whole: leave --chunk-tokens out")
+    if cross and plot is not None:
+        raise typer.BadParameter("--cross has no picture: leave --plot out")
+    if any(0 < each <= options.chunk_overlap for each in options.chunk_tokens):
+        raise typer.BadParameter("a piece must be longer than what it repeats: give a smaller --chunk-overlap")
+    if plot is not None and not plot.absolute().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {plot.parent} for the picture")
 
 
 def _evaluate(
@@ -140,6 +145,14 @@ def _collections(sources: Sequence[str], split: str, queries: Path | None, poole
     return pool(collections) if pooled else collections
 
 
+def _print_json(evaluation: "Evaluation", matrices: "Sequence[Matrix]") -> None:
+    import orjson
+
+    from nv_embed.evaluation import report
+
+    typer.echo(orjson.dumps(report.as_json(evaluation, matrices), option=orjson.OPT_INDENT_2).decode())
+
+
 def _print(screen: "Screen", evaluation: "Evaluation", matrices: "Sequence[Matrix]") -> None:
     from nv_embed.evaluation import report
 
@@ -151,9 +164,7 @@ def _print(screen: "Screen", evaluation: "Evaluation", matrices: "Sequence[Matri
         for remark in report.remarks(evaluation, measured):
             screen.line(remark)
     for matrix in matrices:
-        screen.heading(
-            f"Recall@5, exact, {matrix.dim} dimensions, {evaluation.model.name}; a line for each language of the queries, a column for the documents"
-        )
+        screen.heading(f"Recall@5, exact, {matrix.dim} dimensions, {evaluation.model.name}: lines are the queries' languages, columns the documents'")
         screen.line()
         screen.table(report.matrix_columns(matrix), report.matrix_rows(matrix), numbers=True)
         screen.line()

@@ -5,11 +5,12 @@ In:  what was measured      Out: a PNG file
 """
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
 
-from nv_embed.evaluation.results import Measured, Result
+from nv_embed.evaluation.results import WHOLE, Measured, Result
 
 matplotlib.use("Agg")
 
@@ -32,9 +33,9 @@ def draw(axes: Axes, measured: Measured) -> None:
     for (label, storage), results in series(measured.results).items():
         sizes, qualities = zip(*((each.bytes_per_vector, each.ndcg_at_10) for each in results), strict=True)
         axes.plot(sizes, qualities, label=label, marker=MARKERS[storage], linestyle="-" if len(results) > 1 else "none")
-    for each in measured.results:
-        if each.bytes_per_vector is None:
-            axes.axhline(each.ndcg_at_10, label=each.plan, color="grey", linewidth=1, linestyle=":" if each.plan == "BM25" else "--")
+    without = [each for each in measured.results if each.bytes_per_vector is None]
+    for each, style in zip(without, cycle(("--", "-.", ":")), strict=False):
+        axes.axhline(each.ndcg_at_10, label=f"{each.plan}{_pieces(each)}", color="grey", linewidth=1, linestyle=style)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set(title=measured.collection, xlabel="bytes of a vector that is searched", ylabel="nDCG@10")
@@ -47,6 +48,9 @@ def series(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
     for each in sorted((each for each in results if each.bytes_per_vector is not None), key=lambda each: each.bytes_per_vector or 0):
         way = "hnsw" if each.index_bytes is not None else "exact"
         rescored = ", re-scored" if way == "hnsw" and each.rescore else ""
-        text = "" if each.text == "whole" else f", {each.text}"
-        lines.setdefault((f"{way} {each.storage}{rescored}{text}", each.storage or ""), []).append(each)
+        lines.setdefault((f"{way} {each.storage}{rescored}{_pieces(each)}", each.storage or ""), []).append(each)
     return lines
+
+
+def _pieces(result: Result) -> str:
+    return f", {result.text}" if result.text not in ("", WHOLE) else ""

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from nv_embed.evaluation.cross import Matrix
-from nv_embed.evaluation.results import Measured, Result
+from nv_embed.evaluation.results import WHOLE, Measured, Result
 from nv_embed.evaluation.run import Evaluation
 from nv_embed.evaluation.tables import Table
 
@@ -43,7 +43,7 @@ def rows(measured: Measured) -> list[Sequence[str]]:
 
 def _is_by_text(measured: Measured) -> bool:
     """Whether documents were embedded in more than one way, or in pieces."""
-    return {each.text for each in measured.results if each.text} != {"whole"}
+    return {each.text for each in measured.results if each.text} != {WHOLE}
 
 
 def _row(result: Result, by_text: bool) -> Sequence[str]:

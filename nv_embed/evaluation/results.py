@@ -14,6 +14,9 @@ from nv_embed.evaluation.scoring import ndcg_at, recall_at
 K = 10
 RECALL_K = 5
 
+WHOLE = "whole"
+"""How documents are embedded that are not cut into pieces."""
+
 
 @dataclass(frozen=True)
 class Found:

@@ -22,6 +22,7 @@ from psycopg import sql
 from nv_embed.evaluation.collection import Document
 from nv_embed.evaluation.errors import EvaluationFailed
 from nv_embed.evaluation.languages import SNOWBALL
+from nv_embed.evaluation.results import WHOLE
 from nv_embed.evaluation.served import Model
 from nv_embed.evaluation.statements import Connection, plain, statement
 from nv_embed.interrupts import uninterrupted
@@ -53,7 +54,7 @@ class Embedding:
 
     @property
     def name(self) -> str:
-        return f"pieces of {self.chunk_tokens}" if self.chunk_tokens else "whole"
+        return f"pieces of {self.chunk_tokens}" if self.chunk_tokens else WHOLE
 
 
 @dataclass(frozen=True)

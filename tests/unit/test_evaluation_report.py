@@ -25,6 +25,8 @@ def result(plan: str, quality: float = 0.5, **about: Any) -> Result:
     return Result(plan, quality, quality, LATENCY, **about)
 
 
+INDEX = {"index_bytes": 20, "index_bytes_per_row": 1.0}
+
 MEASURED = Measured(
     "things",
     "en",
@@ -34,17 +36,7 @@ MEASURED = Measured(
     [
         result("exact", 0.6, text="whole", dim=384, storage="halfvec", rescore=True, bytes_per_vector=776.0),
         result("exact prefix", 0.5, text="whole", dim=256, storage="halfvec", rescore=False, bytes_per_vector=520.0),
-        result(
-            "hnsw 256 + re-score",
-            0.6,
-            text="whole",
-            dim=256,
-            storage="halfvec",
-            rescore=True,
-            bytes_per_vector=520.0,
-            index_bytes=20,
-            index_bytes_per_row=1.0,
-        ),
+        result("hnsw 256 + re-score", 0.6, text="whole", dim=256, storage="halfvec", rescore=True, bytes_per_vector=520.0, **INDEX),
         result("BM25", 0.4),
     ],
 )
