@@ -18,6 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 MARKERS = {"halfvec": "o", "vector": "s", "bit": "^"}
+STYLES = ("--", "-.", ":", (0, (1, 5)), (0, (8, 4)))
+"""Of the lines of what has no size."""
+
 INCHES = (7.0, 4.5)
 
 
@@ -34,7 +37,7 @@ def draw(axes: Axes, measured: Measured) -> None:
         sizes, qualities = zip(*((each.bytes_per_vector, each.ndcg_at_10) for each in results), strict=True)
         axes.plot(sizes, qualities, label=label, marker=MARKERS[storage], linestyle="-" if len(results) > 1 else "none")
     without = [each for each in measured.results if each.bytes_per_vector is None]
-    for each, style in zip(without, cycle(("--", "-.", ":")), strict=False):
+    for each, style in zip(without, cycle(STYLES), strict=False):
         axes.axhline(each.ndcg_at_10, label=f"{each.plan}{_pieces(each)}", color="grey", linewidth=1, linestyle=style)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

@@ -28,6 +28,7 @@ def remarks(evaluation: Evaluation, measured: Measured) -> list[str]:
         f"Embedding a query, through SQL: median {latency.median_ms:.1f} ms, p95 {latency.p95_ms:.1f} ms. The times above are of the search alone.",
         f"{model.name}, revision {model.revision}, {model.native_dim} dimensions, {model.max_tokens} tokens, on {model.device} in {model.precision}; "
         f"PostgreSQL {server.postgres}, pgvector {server.pgvector}, nv_embed {server.nv_embed}.",
+        *([f"{measured.cut_queries:,} queries are longer than that and were cut at the end."] if measured.cut_queries else []),
         *(f"Left out: {why}." for why in measured.left_out),
     ]
 

@@ -40,7 +40,7 @@ class Latency:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> "Latency":
-        ordered = sorted(seconds)
+        ordered = sorted(seconds) or [0.0]
         return cls(1000 * statistics.median(ordered), 1000 * ordered[max(-(-95 * len(ordered) // 100) - 1, 0)])
 
 
@@ -75,7 +75,8 @@ class Measured:
     """A collection's table.
 
     Attributes:
-        query_latency: of embedding a query, through SQL.
+        cut_queries: those that are longer than the model reads, and were cut at the end.
+        query_latency: of embedding one of the others, through SQL.
         left_out: what could not be measured, and why.
     """
 
@@ -83,6 +84,7 @@ class Measured:
     language: str
     documents: int
     queries: int
+    cut_queries: int
     query_latency: Latency
     results: list[Result] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)

@@ -136,8 +136,8 @@ def begin(where: Bench, table: Table, collection: Collection) -> Measured:
     """Embed a collection's queries."""
     if not collection.queries:
         raise EvaluationFailed(f"{collection.name} has no query with a known answer")
-    latency = searches.embed_queries(where.connection, table, collection)
-    return Measured(collection.name, collection.language, len(collection.documents), len(collection.queries), latency)
+    latency, cut = searches.embed_queries(where.connection, table, collection)
+    return Measured(collection.name, collection.language, len(collection.documents), len(collection.queries), cut, latency)
 
 
 @dataclass(frozen=True)

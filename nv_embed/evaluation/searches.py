@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+import psycopg
 from psycopg import sql
 
 from nv_embed.evaluation.collection import Collection
@@ -36,18 +37,22 @@ class Index:
     build_s: float
 
 
-def embed_queries(connection: Connection, table: Table, collection: Collection) -> Latency:
-    """Give each query its vector, by the model of the table's vectors."""
+def embed_queries(connection: Connection, table: Table, collection: Collection) -> tuple[Latency, int]:
+    """Give each query its vector, by the model of the table's vectors; how long that takes, and how many queries had to be cut for it."""
     connection.execute(plain("question"))
-    seconds = []
-    with connection.transaction():
-        connection.execute("DELETE FROM pg_temp.nv_embed_question WHERE collection = %s", [collection.name])
-        for id, text in collection.queries.items():
-            begun = time.perf_counter()
-            connection.execute(plain("embed"), {"collection": collection.name, "id": id, "text": text, "relation": table.relation})
+    connection.execute("DELETE FROM pg_temp.nv_embed_question WHERE collection = %s", [collection.name])
+    seconds, cut = [], 0
+    for id, text in collection.queries.items():
+        arguments = {"collection": collection.name, "id": id, "text": text, "relation": table.relation, "model": table.embedding.model.name}
+        begun = time.perf_counter()
+        try:
+            connection.execute(plain("embed"), arguments)
             seconds.append(time.perf_counter() - begun)
+        except psycopg.errors.InvalidParameterValue:
+            connection.execute(plain("embed_cut"), arguments)
+            cut += 1
     connection.execute("ANALYZE pg_temp.nv_embed_question")
-    return Latency.of(seconds)
+    return Latency.of(seconds), cut
 
 
 @contextmanager

@@ -118,6 +118,13 @@ def test_times_are_of_every_query(dsn: str, collection: Path) -> None:
         assert 0 < latency["median_ms"] <= latency["p95_ms"]
 
 
+def test_a_query_that_is_longer_than_the_model_reads_is_cut(dsn: str, tmp_path: Path) -> None:
+    """The fake engine reads 8,192 tokens."""
+    long = {**ASKED, "q1": ASKED["q1"] + " and again" * 5000}
+    found = measured(dsn, write_collection(tmp_path / "things", queries=long), "--dims", "2048", "--storage", "halfvec")
+    assert (found["collections"][0]["queries"], found["collections"][0]["cut_queries"]) == (len(ASKED), 1)
+
+
 def test_pieces_are_measured_beside_whole_documents(dsn: str, client: Client, collection: Path) -> None:
     found = measured(dsn, collection, "--dims", "2048", "--storage", "halfvec", "--chunk-tokens", "0,8", "--chunk-overlap", "2")
     whole, pieces = found["tables"]
@@ -256,7 +263,7 @@ def test_an_interrupted_evaluation_leaves_nothing(dsn: str, tmp_path: Path) -> N
     ],
     ids=" ".join,
 )
-def test_wrong_usage(dsn: str, collection: Path, arguments: tuple[str, ...]) -> None:
-    done = run(dsn, collection, *arguments)
+def test_wrong_usage(collection: Path, arguments: tuple[str, ...]) -> None:
+    done = run("postgresql:///nowhere", collection, *arguments)
     assert done.returncode == 2, done.stderr
     assert "Error" in done.stderr

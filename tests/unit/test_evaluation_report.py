@@ -32,6 +32,7 @@ MEASURED = Measured(
     "en",
     20,
     5,
+    0,
     LATENCY,
     [
         result("exact", 0.6, text="whole", dim=384, storage="halfvec", rescore=True, bytes_per_vector=776.0),
@@ -91,7 +92,7 @@ def test_latencies_are_those_that_were_measured() -> None:
 
 
 def test_a_table_has_a_cell_for_each_column() -> None:
-    by_text = Measured("things", "en", 20, 5, LATENCY, [*MEASURED.results, result("exact", text="pieces of 8", dim=384, storage="halfvec")])
+    by_text = Measured("things", "en", 20, 5, 0, LATENCY, [*MEASURED.results, result("exact", text="pieces of 8", dim=384, storage="halfvec")])
     for measured, first in ((MEASURED, "dim"), (by_text, "documents")):
         assert report.columns(measured)[:2] == ("plan", first)
         assert {len(row) for row in report.rows(measured)} == {len(report.columns(measured))}
