@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
 from typing import Protocol
 
 import psycopg
@@ -28,6 +27,7 @@ from nv_embed.evaluation.statements import Connection, plain, statement
 from nv_embed.interrupts import uninterrupted
 
 PAGE_ROWS = 256
+PAGE_CHARS = 250_000
 LOADED = "loaded by nv-embed eval"
 
 
@@ -154,9 +154,8 @@ def _load(
     configs = configurations(connection)
     begun = time.perf_counter()
     with screen.progress(len(documents), "documents") as update:
-        rows = iter(documents.items())
         done = 0
-        while page := list(islice(rows, PAGE_ROWS)):
+        for page in pages(documents):
             with connection.cursor().copy(statement("load", table=table)) as target:
                 for id, document in page:
                     target.write_row((id, document.title, document.text, configuration(document.language, configs)))
@@ -166,6 +165,20 @@ def _load(
     # A statement trigger writes each row twice: what it has left is cleared away before anything is measured.
     connection.execute(sql.SQL("VACUUM (ANALYZE) {}").format(sql.SQL(relation)))
     return load_s
+
+
+def pages(documents: Mapping[str, Document]) -> Iterator[list[tuple[str, Document]]]:
+    """What is copied at a time: so many rows, or so long ones, that one sees it going on."""
+    page: list[tuple[str, Document]] = []
+    chars = 0
+    for id, document in documents.items():
+        page.append((id, document))
+        chars += len(document.text)
+        if len(page) == PAGE_ROWS or chars >= PAGE_CHARS:
+            yield page
+            page, chars = [], 0
+    if page:
+        yield page
 
 
 def configurations(connection: Connection) -> set[str]:

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from nv_embed.evaluation import plot, report
+from nv_embed.evaluation.collection import Document
 from nv_embed.evaluation.errors import EvaluationFailed
 from nv_embed.evaluation.plans import Plan, steps, stored_as
 from nv_embed.evaluation.results import Latency, Measured, Result
 from nv_embed.evaluation.run import Evaluation
 from nv_embed.evaluation.searches import what_ran
 from nv_embed.evaluation.served import Model, Server, check_dims
+from nv_embed.evaluation.tables import PAGE_CHARS, PAGE_ROWS, pages
 
 MODEL = Model("tiny", "1", 384, (384,), (256,), 256, "cpu", "fp32")
 LATENCY = Latency(1.0, 2.0)
@@ -84,6 +86,13 @@ def test_dimensions_are_those_asked_for_or_all() -> None:
 def test_a_dimension_that_is_refused_comes_with_the_remedy(dims: tuple[int, ...], said: str) -> None:
     with pytest.raises(EvaluationFailed, match=said):
         check_dims(MODEL, dims)
+
+
+def test_pages_end_by_rows_or_by_characters() -> None:
+    short = {str(place): Document("", "short") for place in range(PAGE_ROWS + 1)}
+    assert [len(page) for page in pages(short)] == [PAGE_ROWS, 1]
+    long = {str(place): Document("", "x" * PAGE_CHARS) for place in range(3)}
+    assert [[id for id, _ in page] for page in pages(long)] == [["0"], ["1"], ["2"]]
 
 
 def test_latencies_are_those_that_were_measured() -> None:
