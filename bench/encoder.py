@@ -22,12 +22,13 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests")]
 
-from collection import read
 from environment import CannotInstall, infinity_python
 from flops import Shape
 from machine import keep, load_average, machine, paired_ratio, table
 from race import CompetitorEnded, Runner, least_cosine
 from servers import running_sidecar, shared_folder
+
+from nv_embed.evaluation.collection import read
 
 PRECISIONS = ("fp32", "bf16", "int8")
 OURS = "this engine"

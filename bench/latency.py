@@ -24,12 +24,12 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests")]
 
-from collection import read
 from machine import keep, load_average, machine, paired_ratio, percentile, table
 from race import Runner
 from servers import running_sidecar, shared_folder
 
 from nv_embed.client import Client
+from nv_embed.evaluation.collection import read
 
 PAGE_TEXTS = 32
 SETTLE_S = 2.0

@@ -6,7 +6,7 @@ search over all documents. Prints nDCG@10 and Recall@5, what is lost to fp32, an
 
     bench/quality.py BEIR_DIR… [--model minilm] [--device auto] [--split test] [--documents N]
 
-`bench/scifact.py` measures the same through SQL.
+`nv-embed eval` measures the same through SQL.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "competitors")]
 
 import numpy
-from collection import Collection, read
 from engine import encode
 from machine import keep, load_average, machine, table
 from numpy.typing import NDArray
@@ -31,8 +30,9 @@ from nv_embed_sidecar.settings import Settings
 from nv_embed_sidecar.tokenising import InputType
 from race import least_cosine
 
-from nv_embed.demo.scoring import ndcg_at, recall_at
 from nv_embed.errors import EmbedError
+from nv_embed.evaluation.collection import Collection, read
+from nv_embed.evaluation.scoring import ndcg_at, recall_at
 
 K = 10
 PRECISIONS = ("fp32", "bf16", "int8", "fp8")

@@ -224,10 +224,13 @@ def run(db: Connection, indexes: Sequence[Index], queries: Floats, wanted: Any, 
     built = {index.name: build(db, index) for index in indexes}
     db.execute("SELECT pg_prewarm(index) FROM nv_embed.vector_indexes('docs')")
     db.execute("SELECT pg_prewarm('docs'), pg_prewarm(reltoastrelid) FROM pg_class WHERE oid = 'docs'::regclass")
+    say("searching exactly")
     exact = search_exactly(db, queries[:EXACT_QUERIES], wanted)
     plans = sweep(db, indexes, queries, wanted)
+    say("the cheapest settings again")
     chosen = {least: choose(plans, indexes, least) for least in (HIGH, FAIR)}
     measure(db, [plan for selection in chosen.values() for plan in selection.values()], queries, wanted, rounds)
+    say("nv_search beside its statement")
     pages = {plan.index.name: pages_touched(db, plan, queries[0]) for plan in chosen[HIGH].values()}
     return Found(built, exact, plans, chosen, pages, nv_search_adds(db, queries, rounds))
 
@@ -255,7 +258,7 @@ def load(db: Connection, collection: Collection) -> float:
 
 
 def build(db: Connection, index: Index) -> Built:
-    print(f"index: {index.name}", file=sys.stderr, flush=True)
+    say(f"building the index: {index.name}")
     row = db.execute(
         "SELECT nv_embed.create_index_sql('docs', dim => %s, storage => %s, concurrently => false)", [index.dim, index.storage]
     ).fetchone()
@@ -292,8 +295,13 @@ def sweep(db: Connection, indexes: Sequence[Index], queries: Floats, wanted: Any
     for plan in plans:
         (explained,) = zip(*db.execute(f"EXPLAIN {literally(plan.statement, queries[0])}"), strict=True)
         assert f"docs_embedding_{plan.index.dim}_{plan.index.storage}_hnsw" in "\n".join(explained), explained
+    say(f"{len(plans)} settings")
     measure(db, plans, queries, wanted, 1)
     return plans
+
+
+def say(what: str) -> None:
+    print(time.strftime("%H:%M:%S"), what, file=sys.stderr, flush=True)
 
 
 def measure(db: Connection, plans: Sequence[Plan], queries: Floats, wanted: Any, rounds: int) -> None:

@@ -31,13 +31,13 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "competi
 
 import grpc
 import numpy
-from collection import read
 from machine import keep, load_average, machine, percentile, table
 from numpy.typing import NDArray
 from servers import Sidecar, running_sidecar, shared_folder
 
 from nv_embed.client import CHANNEL_OPTIONS, Client
 from nv_embed.errors import DeadlineExceeded, InvalidInput, Overloaded
+from nv_embed.evaluation.collection import read
 from nv_embed.proto import nv_embed_pb2 as pb
 from nv_embed.proto.nv_embed_pb2_grpc import EmbedderStub
 

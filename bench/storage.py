@@ -26,13 +26,13 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "
 
 import numpy
 import psycopg
-from collection import Collection, read
 from machine import keep, load_average, machine, table
 from numpy.typing import NDArray
 from pgvector import Bit, HalfVector, Vector
 from servers import running_cluster, running_sidecar, shared_folder
 
-from nv_embed.demo.scoring import ndcg_at, recall_at
+from nv_embed.evaluation.collection import Collection, read
+from nv_embed.evaluation.scoring import ndcg_at, recall_at
 
 Connection = psycopg.Connection[Any]
 

@@ -10,7 +10,7 @@ head=$(grep '^#' constraints.txt)
 echo "lock: resolving pyproject.toml; torch and its libraries are downloaded too"
 "$python" -m venv "$scratch"
 "$scratch/bin/pip" install --quiet --upgrade pip setuptools
-"$scratch/bin/pip" install --quiet --prefer-binary ".[sidecar,minilm,dev]"
+"$scratch/bin/pip" install --quiet --prefer-binary ".[sidecar,minilm,eval,dev]"
 # A build's mark (2.13.0+cpu) names a wheel, not a version; the libraries of torch's CUDA build come with that build and are not ours to pin.
 {
   echo "$head"

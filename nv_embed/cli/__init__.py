@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from nv_embed import __version__
-from nv_embed.cli import demo, doctor, embed, install, serve, status, up, worker
+from nv_embed.cli import demo, doctor, embed, eval, index, install, serve, status, up, worker
 from nv_embed.cli.failure import explain
 
 app = typer.Typer(
@@ -34,6 +34,8 @@ app.command()(embed.embed)
 app.command(context_settings=serve.PASS_THROUGH, add_help_option=False)(serve.serve)
 app.command()(worker.worker)
 app.command()(install.install)
+app.command()(index.index)
+app.command()(eval.eval)
 
 
 def _print_version(wanted: bool) -> None:

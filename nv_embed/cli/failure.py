@@ -25,10 +25,11 @@ def explain(error: Exception) -> str | None:
     import psycopg
 
     from nv_embed.cluster import ClusterFailed
+    from nv_embed.evaluation.errors import EvaluationFailed
     from nv_embed.install import InstallRefused
     from nv_embed.sidecar_process import SidecarFailed
 
-    if isinstance(error, EmbedError | NotSetUp | Failure | ClusterFailed | SidecarFailed | InstallRefused):
+    if isinstance(error, EmbedError | NotSetUp | Failure | ClusterFailed | SidecarFailed | InstallRefused | EvaluationFailed):
         return _one_line(str(error))
     if isinstance(error, psycopg.Error):
         return _one_line(_postgres_says(error))

@@ -10,7 +10,6 @@ In:  nothing      Out: a report for people, or one JSON document for programs
 import importlib.metadata
 import json
 import platform
-import signal
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psycopg
@@ -30,8 +28,9 @@ from nv_embed.client import Client
 from nv_embed.demo import corpus, questions
 from nv_embed.demo.corpus import Entry
 from nv_embed.demo.questions import Question
-from nv_embed.demo.scoring import hit_rate, place_of_first_right
 from nv_embed.demo.screen import Screen, fail
+from nv_embed.evaluation.scoring import hit_rate, place_of_first_right
+from nv_embed.interrupts import interrupted_by_termination, uninterrupted
 
 K = 5
 DIM = 384
@@ -225,30 +224,6 @@ _PROGRAM = [sys.executable, "-m", "nv_embed.cli"]
 
 def _nv_embed(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*_PROGRAM, *arguments], text=True, stdin=subprocess.DEVNULL, **options)
-
-
-@contextmanager
-def interrupted_by_termination() -> Iterator[None]:
-    """SIGTERM is a Ctrl-C: what was started is put away."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """An impatient second Ctrl-C does not keep us from tidying up."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 # The texts

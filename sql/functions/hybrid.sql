@@ -5,8 +5,29 @@
 --
 -- As in `search.sql`, filter and document are the caller's own SQL: they see the user's table alone, and run with the caller's rights.
 
--- Not by concat(), as vectors' texts are: no index can hold what is not immutable.
-CREATE OR REPLACE FUNCTION nv_embed.document_sql(source text, config regconfig, alias text) RETURNS text
+CREATE OR REPLACE FUNCTION nv_embed.has_own_cast(relation regclass, column_name name) RETURNS boolean
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    -- Of initdb's: none but a superuser can add casts to these.
+    built_in CONSTANT oid := 16384;
+    type_oid oid := (SELECT a.atttypid FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attname = has_own_cast.column_name AND a.attnum > 0);
+    base oid;
+BEGIN
+    LOOP
+        SELECT t.typbasetype INTO base FROM pg_type AS t WHERE t.oid = type_oid;
+        EXIT WHEN coalesce(base, 0) = 0;
+        type_oid := base;
+    END LOOP;
+    RETURN type_oid >= built_in;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.has_own_cast(regclass, name) IS 'Whether somebody may have made a cast of a column''s type, or of what is under its domain.';
+
+-- Not by concat(), as vectors' texts are: no index can hold what is not immutable. But a cast of a type of the owner's may be a function of the owner's.
+CREATE OR REPLACE FUNCTION nv_embed.document_sql(relation regclass, source text, config regconfig) RETURNS text
 LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -17,7 +38,10 @@ BEGIN
             string_agg(
                 concat_ws(
                     ' OPERATOR(pg_catalog.||) ', quote_literal(nullif(p.literal, '')) || '::pg_catalog.text',
-                    format('COALESCE(%s.%I::pg_catalog.text, ''''::pg_catalog.text)', alias, p.column_name)
+                    format(
+                        CASE WHEN nv_embed.has_own_cast(relation, p.column_name) THEN 'pg_catalog.concat(%s.%I)' ELSE 'COALESCE(%s.%I::pg_catalog.text, ''''::pg_catalog.text)' END,
+                        (nv_embed.table_names(relation)).own, p.column_name
+                    )
                 ),
                 ' OPERATOR(pg_catalog.||) ' ORDER BY p.place
             )
@@ -27,18 +51,22 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.document_sql(text, regconfig, text) IS 'An SQL expression: the words of a row''s source columns.';
+COMMENT ON FUNCTION nv_embed.document_sql(regclass, text, regconfig) IS 'An SQL expression: the words of a row''s source columns.';
 
-CREATE OR REPLACE FUNCTION nv_embed.text_config(relation regclass) RETURNS regconfig
+CREATE OR REPLACE FUNCTION nv_embed.text_config(relation regclass, source text) RETURNS regconfig
 LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN coalesce(
         (
-            SELECT substring(pg_get_indexdef(i.indexrelid, 1, false) FROM '^to_tsvector\(''((?:[^'']|'''')+)''::regconfig')
+            SELECT replace(substring(pg_get_indexdef(i.indexrelid, 1, false) FROM '^to_tsvector\(''((?:[^'']|'''')+)''::regconfig'), '''''', '''')
             FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_am AS m ON m.oid = c.relam
             WHERE i.indrelid = relation AND i.indisvalid AND m.amname = 'gin' AND pg_get_indexdef(i.indexrelid, 1, false) LIKE 'to\_tsvector(''%'
+                AND ARRAY(
+                    SELECT DISTINCT a.attname FROM pg_depend AS d JOIN pg_attribute AS a ON a.attrelid = relation AND a.attnum = d.refobjsubid
+                    WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid AND d.refobjid = relation AND d.refobjsubid > 0 ORDER BY 1
+                ) = ARRAY(SELECT DISTINCT p.column_name FROM nv_embed.parse_template(source) AS p WHERE p.column_name IS NOT NULL ORDER BY 1)
             ORDER BY i.indexrelid
             LIMIT 1
         )::regconfig,
@@ -47,7 +75,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.text_config(regclass) IS 'The text search configuration that a table''s words are indexed by, else the session''s.';
+COMMENT ON FUNCTION nv_embed.text_config(regclass, text) IS 'The text search configuration that a table''s source columns are indexed by, else the session''s.';
 
 CREATE OR REPLACE FUNCTION nv_embed.any_word(config regconfig, query text) RETURNS tsquery
 LANGUAGE plpgsql STABLE STRICT
@@ -58,11 +86,11 @@ DECLARE
         SELECT string_agg('''' || replace(replace(t.lexeme, '\', '\\'), '''', '''''') || '''', ' | ') FROM unnest(to_tsvector(config, query)) AS t
     );
 BEGIN
-    RETURN coalesce(quoted, '')::tsquery;
+    RETURN quoted::tsquery;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.any_word(regconfig, text) IS 'A text search query: any of these words.';
+COMMENT ON FUNCTION nv_embed.any_word(regconfig, text) IS 'A text search query: any of these words; NULL where there are none to search for.';
 
 CREATE OR REPLACE FUNCTION nv_embed.matches_sql(relation regclass, document text, filter text) RETURNS text
 LANGUAGE plpgsql STABLE
@@ -87,28 +115,22 @@ DECLARE
 BEGIN
     RETURN format(
         $sql$
-            WITH dense AS MATERIALIZED (
-                SELECT s.hit, s.rank, s.seq, s.start_char, s.end_char, s.content
-                FROM %14$s(NULL::%1$s, $2, %2$s, %3$L, $3, $4, $5, %4$L)
-                    WITH ORDINALITY AS s (hit, score, seq, start_char, end_char, content, rank)
-            ),
-            matched AS MATERIALIZED (
-                SELECT ROW(%5$s)::%1$s AS hit, pg_catalog.row_number() OVER (ORDER BY nv_embed_rank DESC, %6$s) AS rank
-                FROM (
-                    SELECT %7$s.*, pg_catalog.ts_rank((%8$s), $1, 1) AS nv_embed_rank
-                    %9$s
-                    ORDER BY nv_embed_rank DESC, %6$s
-                    LIMIT %2$s
-                ) AS nv_embed_near
-            ),
-            fused AS (
+            SELECT f.hit, f.score, f.dense_rank::pg_catalog.int4, f.text_rank::pg_catalog.int4, f.seq, f.start_char, f.end_char, f.content
+            FROM (
                 SELECT coalesce(d.hit, m.hit) AS hit, d.rank AS dense_rank, m.rank AS text_rank, d.seq, d.start_char, d.end_char, d.content,
                     coalesce(1::pg_catalog.float8 OPERATOR(pg_catalog./) (%10$s::pg_catalog.float8 OPERATOR(pg_catalog.+) d.rank), 0)
                     OPERATOR(pg_catalog.+) coalesce(1::pg_catalog.float8 OPERATOR(pg_catalog./) (%10$s::pg_catalog.float8 OPERATOR(pg_catalog.+) m.rank), 0) AS score
-                FROM dense AS d FULL JOIN matched AS m ON %11$s
-            )
-            SELECT f.hit, f.score, f.dense_rank::pg_catalog.int4, f.text_rank::pg_catalog.int4, f.seq, f.start_char, f.end_char, f.content
-            FROM fused AS f
+                FROM %14$s(NULL::%1$s, $2, %2$s, %3$L, $3, $4, $5, %4$L) WITH ORDINALITY AS d (hit, score, seq, start_char, end_char, content, rank)
+                FULL JOIN (
+                    SELECT ROW(%5$s)::%1$s AS hit, pg_catalog.row_number() OVER (ORDER BY nv_embed_rank DESC, %6$s) AS rank
+                    FROM (
+                        SELECT %7$s.*, pg_catalog.ts_rank((%8$s), $1, 1) AS nv_embed_rank
+                        %9$s
+                        ORDER BY nv_embed_rank DESC, %6$s
+                        LIMIT %2$s
+                    ) AS nv_embed_near
+                ) AS m ON %11$s
+            ) AS f
             ORDER BY f.score DESC, %12$s
             LIMIT %13$s
         $sql$,
@@ -152,18 +174,20 @@ AS $$
 DECLARE
     searched CONSTANT pg_catalog.regclass := nv_embed.row_relation(pg_catalog.pg_typeof(relation));
     e CONSTANT nv_embed.embedding := nv_embed.find_embedding(searched, target);
-    language CONSTANT pg_catalog.regconfig := coalesce(config, nv_embed.text_config(searched));
-    words CONSTANT pg_catalog.text := coalesce(document, nv_embed.document_sql(e.source, language, (nv_embed.table_names(searched)).own));
-    depth CONSTANT bigint := nv_embed.candidates(k, oversample);
-    asked pg_catalog.tsquery := pg_catalog.plainto_tsquery(language, query);
+    language CONSTANT pg_catalog.regconfig := coalesce(config, nv_embed.text_config(searched, e.source));
+    words CONSTANT pg_catalog.text := coalesce(document, nv_embed.document_sql(searched, e.source, language));
+    depth CONSTANT bigint := least(nv_embed.candidates(k, oversample), 2147483647);
+    asked pg_catalog.tsquery := nv_embed.any_word(language, query);
     matches bigint;
 BEGIN
     PERFORM nv_embed.check_hybrid(query, rrf_k);
     PERFORM nv_embed.plan_search(searched, nv_embed.live_generation(searched, target), embedding, dim, k, rescore, oversample, filter);
-    EXECUTE pg_catalog.format('SELECT pg_catalog.count(*) FROM (SELECT %s LIMIT %s) AS s', nv_embed.matches_sql(searched, words, filter), depth)
-    INTO matches USING asked;
-    IF matches OPERATOR(pg_catalog.<) depth THEN
-        asked := nv_embed.any_word(language, query);
+    IF asked IS NOT NULL THEN
+        EXECUTE pg_catalog.format('SELECT pg_catalog.count(*) FROM (SELECT %s LIMIT %s) AS s', nv_embed.matches_sql(searched, words, filter), depth)
+        INTO matches USING pg_catalog.plainto_tsquery(language, query);
+    END IF;
+    IF matches OPERATOR(pg_catalog.>=) depth THEN
+        asked := pg_catalog.plainto_tsquery(language, query);
     END IF;
     RETURN QUERY EXECUTE nv_embed.hybrid_sql(searched, target, words, k, depth, rrf_k, filter)
     USING asked, coalesce(embedding, nv_embed.embed_searched(query, searched, target)), dim, rescore, oversample;
@@ -188,7 +212,7 @@ BEGIN
     END IF;
     RETURN format(
         'CREATE INDEX%s ON %s USING gin ((%s))', CASE WHEN "concurrently" AND NOT is_split THEN ' CONCURRENTLY' ELSE '' END, nv_embed.qualified(relation),
-        nv_embed.document_sql(e.source, config, (nv_embed.table_names(relation)).own)
+        nv_embed.document_sql(relation, e.source, config)
     );
 END
 $$;

@@ -46,7 +46,7 @@ RETURNS TABLE (index regclass, method text, dim int, storage text, is_valid bool
 LANGUAGE sql STABLE ROWS 3
 BEGIN ATOMIC
     SELECT i.indexrelid::regclass, m.amname::text, a.atttypmod, t.typname::text, i.indisvalid, i.indpred IS NOT NULL,
-        substring(array_to_string(c.reloptions, ' ') FROM 'lists=(\d+)')::int
+        CASE m.amname WHEN 'ivfflat' THEN coalesce(substring(array_to_string(c.reloptions, ' ') FROM 'lists=(\d+)')::int, 100) END
     FROM pg_index AS i
     JOIN pg_class AS c ON c.oid = i.indexrelid
     JOIN pg_am AS m ON m.oid = c.relam AND m.amname IN ('hnsw', 'ivfflat')
@@ -132,22 +132,34 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.check_index(text, text, int) IS 'Raises an error for an index that pgvector does not have.';
 
-CREATE OR REPLACE FUNCTION nv_embed.index_name(holder regclass, target name, dim int, storage text, method text) RETURNS name
-LANGUAGE plpgsql STABLE STRICT
+-- A name that is cut has a digest in it, since partitions often differ at their ends alone; one that something else bears gets a number.
+CREATE OR REPLACE FUNCTION nv_embed.index_name(holder regclass, target name, dim int, storage text, method text, leftover text) RETURNS name
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     suffix CONSTANT text := format('_%s_%s_%s', dim, storage, method);
-    stem text := (SELECT c.relname FROM pg_class AS c WHERE c.oid = holder) || '_' || target;
+    whole CONSTANT text := (SELECT c.relname || '_' || target FROM pg_class AS c WHERE c.oid = holder);
+    schema_name CONSTANT name := (SELECT n.nspname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = holder);
+    most CONSTANT int := 60 - octet_length(suffix);
+    stem text := whole;
+    found text;
 BEGIN
-    WHILE octet_length(stem || suffix) > 63 LOOP
-        stem := left(stem, -1);
+    IF octet_length(whole) > most THEN
+        WHILE octet_length(stem) > most - 9 LOOP
+            stem := left(stem, -1);
+        END LOOP;
+        stem := stem || '_' || left(md5(whole), 8);
+    END IF;
+    FOR number IN 1..99 LOOP
+        found := stem || suffix || CASE number WHEN 1 THEN '' ELSE '_' || number END;
+        EXIT WHEN to_regclass(format('%I.%I', schema_name, found)) IS NULL OR format('%I.%I', schema_name, found) = leftover;
     END LOOP;
-    RETURN stem || suffix;
+    RETURN found;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.index_name(regclass, name, int, text, text) IS 'The name of an index: <table>_<target>_<dim>_<storage>_<method>.';
+COMMENT ON FUNCTION nv_embed.index_name(regclass, name, int, text, text, text) IS 'The name of an index: <table>_<target>_<dim>_<storage>_<method>.';
 
 -- As pgvector advises: a thousandth of the rows, beyond a million the root.
 CREATE OR REPLACE FUNCTION nv_embed.index_definition(holder regclass, g nv_embed.generation, dim int, storage text, method text) RETURNS text
@@ -182,7 +194,7 @@ DECLARE
 BEGIN
     RETURN QUERY
     SELECT t.part, t.parent, t.level, t.is_leaf,
-        CASE WHEN i.is_usable THEN i.index ELSE quote_ident(n.nspname) || '.' || quote_ident(nv_embed.index_name(t.part, g.target, dim, storage, method)) END,
+        CASE WHEN i.is_usable THEN i.index ELSE format('%I.%I', n.nspname, nv_embed.index_name(t.part, g.target, dim, storage, method, i.index)) END,
         CASE WHEN NOT i.is_usable THEN i.index END, i.is_usable IS TRUE, i.is_attached IS TRUE
     FROM nv_embed.partitions(holder) AS t
     JOIN pg_class AS c ON c.oid = t.part
@@ -228,7 +240,7 @@ BEGIN
         SELECT 2, p.level, p.part,
             format(
                 'CREATE INDEX%s %I ON %s', CASE WHEN is_split AND NOT p.is_leaf THEN '' ELSE how END,
-                nv_embed.index_name(p.part, g.target, width, storage, method),
+                nv_embed.index_name(p.part, g.target, width, storage, method, p.leftover),
                 CASE WHEN is_split AND NOT p.is_leaf THEN 'ONLY ' ELSE '' END || nv_embed.index_definition(p.part, g, width, storage, method)
             )
         FROM planned AS p WHERE NOT p.is_there
@@ -271,3 +283,80 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.create_index_sql(regclass, name, int, text, text, boolean)
     IS 'The statement that makes an index of an embedding''s vectors, or of their first dim components; for \gexec.';
+
+-- Watching one being made.
+
+-- Two builds of one index at a time must not be: the second would take the first one's for what a failed build has left, and drop it once it is complete.
+CREATE OR REPLACE FUNCTION nv_embed.reserve_index(relation regclass, target name DEFAULT 'embedding') RETURNS int
+LANGUAGE plpgsql STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    holder CONSTANT regclass := coalesce((nv_embed.live_generation(relation, target)).chunks, relation);
+    class CONSTANT int := hashtext('nv-embed index');
+BEGIN
+    IF NOT pg_try_advisory_lock(class, holder::oid::int) THEN
+        RETURN coalesce(
+            (
+                SELECT l.pid FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database AND d.datname = current_database()
+                WHERE l.locktype = 'advisory' AND l.classid = class::oid AND l.objid = holder AND l.objsubid = 2 AND l.granted
+            ),
+            0
+        );
+    END IF;
+    RETURN (SELECT p.pid FROM pg_stat_progress_create_index AS p JOIN nv_embed.partitions(holder) AS t ON t.part = p.relid LIMIT 1);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.reserve_index(regclass, name)
+    IS 'Keeps others from building an index of these vectors until this session ends: NULL, or the process that builds one now. Plain CREATE INDEX is not kept from it.';
+
+-- ivfflat counts the rows that it loads, hnsw does not know how many there will be: the table's blocks are what tells. They keep standing in phases after.
+-- What a statement waits for is told for DROP INDEX too, and before a phase has begun.
+CREATE OR REPLACE FUNCTION nv_embed.index_progress(builder int)
+RETURNS TABLE (phase text, unit text, done bigint, total bigint, blocker int, blocker_role name, blocker_since timestamptz)
+LANGUAGE plpgsql STRICT ROWS 1
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH seen AS (
+        SELECT p.*, coalesce(CASE WHEN a.wait_event_type = 'Lock' THEN (pg_blocking_pids(a.pid))[1] END, nullif(p.current_locker_pid, 0)::int) AS waits_for
+        FROM pg_stat_activity AS a LEFT JOIN pg_stat_progress_create_index AS p ON p.pid = a.pid
+        WHERE a.pid = builder
+    )
+    SELECT s.phase || CASE WHEN s.partitions_total > 0 THEN format(', partition %s of %s', least(s.partitions_done + 1, s.partitions_total), s.partitions_total) ELSE '' END,
+        c.unit, c.done, c.total, s.waits_for, b.usename, b.xact_start
+    FROM seen AS s
+    LEFT JOIN pg_stat_activity AS b ON b.pid = s.waits_for
+    LEFT JOIN LATERAL (
+        VALUES (1, 'transactions', s.lockers_done, s.lockers_total), (2, 'rows', s.tuples_done, s.tuples_total), (3, 'blocks', s.blocks_done, s.blocks_total)
+    ) AS c (place, unit, done, total) ON c.total > 0 AND (c.place = 1) = (s.phase LIKE 'waiting %')
+    ORDER BY c.place
+    LIMIT 1;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.index_progress(int)
+    IS 'How far a process is with its CREATE INDEX, and whose transaction it waits for: a row for a process that is there. Of a prepared transaction the blocker is 0.';
+
+CREATE OR REPLACE FUNCTION nv_embed.find_index(
+    relation regclass, target name DEFAULT 'embedding', dim int DEFAULT NULL, method text DEFAULT 'hnsw', storage text DEFAULT 'halfvec'
+) RETURNS TABLE (index regclass, dims int, rows bigint, bytes bigint)
+LANGUAGE plpgsql STABLE ROWS 1
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT i.index, i.dim, sum(greatest(c.reltuples, 0))::bigint, i.bytes
+    FROM nv_embed.vector_indexes(relation, target) AS i, nv_embed.partitions(i.index) AS t, pg_class AS c
+    WHERE i.method = find_index.method AND i.storage = find_index.storage AND i.dim = coalesce(find_index.dim, (nv_embed.live_generation(relation, target)).dim)
+        AND i.is_valid AND NOT i.is_partial AND t.is_leaf AND c.oid = t.part
+    GROUP BY i.index, i.dim, i.bytes
+    ORDER BY i.index
+    LIMIT 1;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.find_index(regclass, name, int, text, text)
+    IS 'The index that create_index_steps with the same arguments makes, once it is there; rows are those it had when it was made or last vacuumed.';

@@ -76,11 +76,53 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.is_secured(regclass, nv_embed.generation) IS 'Whether row-level security hides rows from the current role.';
 
-CREATE OR REPLACE FUNCTION nv_embed.has_direction(v vector) RETURNS boolean
+CREATE OR REPLACE FUNCTION nv_embed.has_direction(v vector, dim int) RETURNS boolean
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-RETURN vector_norm(v) > 0;
+RETURN vector_norm(subvector(v, 1, dim)) > 0;
 
-COMMENT ON FUNCTION nv_embed.has_direction(vector) IS 'Whether a vector is any but zero.';
+COMMENT ON FUNCTION nv_embed.has_direction(vector, int) IS 'Whether the first dim components of a vector are any but zero.';
+
+CREATE OR REPLACE FUNCTION nv_embed.width(v vector) RETURNS int
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN vector_dims(v);
+
+COMMENT ON FUNCTION nv_embed.width(vector) IS 'The number of a vector''s components.';
+
+-- In half precision a vector of another length may be out of range, or zero.
+CREATE OR REPLACE FUNCTION nv_embed.unit(v vector) RETURNS vector
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN l2_normalize(v);
+
+COMMENT ON FUNCTION nv_embed.unit(vector) IS 'A vector, scaled to unit length.';
+
+-- Only the table's owner can alter what was declared, and must not have others run a function of the owner's by it: a cast of a type, a view's column.
+CREATE OR REPLACE FUNCTION nv_embed.check_searched(relation regclass, g nv_embed.generation, pgvector text) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM FROM pg_class AS c
+    JOIN pg_class AS h ON h.oid = coalesce(g.chunks, relation) AND h.relowner = c.relowner AND h.relkind IN ('r', 'p') AND NOT h.relhasrules
+    JOIN pg_attribute AS a ON a.attrelid = h.oid AND a.attname = g.target AND a.atttypmod = g.dim
+    JOIN pg_type AS t ON t.oid = a.atttypid AND t.typname = g.storage AND t.typnamespace = pgvector::regnamespace
+    WHERE c.oid = relation AND c.relkind IN ('r', 'p') AND NOT c.relhasrules
+        AND EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = relation AND i.indisprimary);
+    IF NOT FOUND OR g.chunks IS NOT NULL AND EXISTS (
+        SELECT FROM nv_embed.chunk_columns(relation, g.target, g.storage, g.dim) AS k WHERE nv_embed.column_type(g.chunks, k.column_name) IS DISTINCT FROM k.type
+    ) THEN
+        RAISE EXCEPTION 'the vectors of % are not where they were declared', nv_embed.qualified(relation)
+            USING ERRCODE = '55000',
+                DETAIL = format(
+                    'A table with a primary key, of which %s is a %s.%s(%s) of the same owner''s, was declared.',
+                    CASE WHEN g.chunks IS NULL THEN 'column ' ELSE 'a chunk table''s column ' END || quote_ident(g.target), pgvector, g.storage, g.dim
+                ),
+                HINT = 'take back what was altered, or call nv_embed.drop_auto_embed() and declare anew';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_searched(regclass, nv_embed.generation, text)
+    IS 'Raises an error where a table or its chunk table is not what was declared.';
 
 -- `is_forced`: where all rows are searched, nothing but the index's order is quick. The planner's costs know nothing of what is toasted, so that it would
 -- rather compare all rows of a table that it takes for small.
@@ -103,9 +145,13 @@ BEGIN
             USING ERRCODE = '22023', HINT = 'for each row wanted, oversample is the number of candidates: from 1 to 10000';
     ELSIF rescore IS NULL THEN
         RAISE EXCEPTION 'rescore is null' USING ERRCODE = '22023', HINT = 'rescore is true or false';
-    ELSIF NOT nv_embed.has_direction(query) THEN
+    ELSIF nv_embed.width(query) <> g.dim THEN
+        RAISE EXCEPTION 'the vector searched by has % dimensions, not %', nv_embed.width(query), g.dim
+            USING ERRCODE = '22023', HINT = 'search by a vector as wide as the stored ones; dim says how much of it an index holds';
+    ELSIF NOT nv_embed.has_direction(query, g.dim) THEN
         RAISE EXCEPTION 'the vector searched by is all zeros' USING ERRCODE = '22023', HINT = 'it has no direction, so nothing is near to it';
     END IF;
+    PERFORM nv_embed.check_searched(relation, g, pgvector);
     SELECT * INTO chosen FROM nv_embed.choose_index(g, holder, pgvector, wanted_dim, rescore) AS c;
     IF chosen.dim IS NULL THEN
         PERFORM nv_embed.check_dim(g, wanted_dim);
@@ -113,13 +159,15 @@ BEGIN
     dim := coalesce(chosen.dim, wanted_dim, g.dim);
     storage := coalesce(chosen.storage, g.storage);
     lists := chosen.lists;
-    is_exact := chosen.dim IS NULL AND dim = g.dim;
-    is_forced := NOT chosen.is_partial AND filter IS NULL AND NOT nv_embed.is_secured(relation, g);
     candidates := CASE
         WHEN g.chunks IS NULL AND (NOT rescore OR dim = g.dim AND storage = g.storage) THEN k
         WHEN storage = 'bit' THEN 4 * nv_embed.candidates(k, oversample)
         ELSE nv_embed.candidates(k, oversample)
     END;
+    -- An index does not give more rows than that, and by a prefix of zeros all are equally far.
+    is_exact := chosen.dim IS NULL AND dim = g.dim OR candidates > coalesce(current_setting('hnsw.max_scan_tuples', true)::int, 20000)
+        OR rescore AND NOT nv_embed.has_direction(query, dim);
+    is_forced := NOT chosen.is_partial AND NOT is_exact AND filter IS NULL AND NOT nv_embed.is_secured(relation, g);
 END
 $$;
 
@@ -192,9 +240,10 @@ DECLARE
         format('%s.%I', CASE WHEN g.chunks IS NULL THEN t.own ELSE 'nv_embed_chunk' END, g.target)
     );
     -- Nothing is added, so that no index has this order: Postgres has to compare all.
+    distance CONSTANT text := CASE WHEN is_exact THEN '(0 OPERATOR(pg_catalog.+) ' || proposed_by || ')' ELSE proposed_by END;
     first CONSTANT text := CASE
-        WHEN NOT is_exact THEN proposed_by
-        ELSE format('0 OPERATOR(pg_catalog.+) %s, %s', proposed_by, t.key) || CASE WHEN g.chunks IS NULL THEN '' ELSE ', nv_embed_seq' END
+        WHEN NOT is_exact THEN distance
+        ELSE format('%s, %s', distance, t.key) || CASE WHEN g.chunks IS NULL THEN '' ELSE ', nv_embed_seq' END
     END;
     ranked_by CONSTANT text := CASE
         WHEN rescore THEN nv_embed.distance_sql(g, pgvector, g.storage, g.dim, 'nv_embed_near.nv_embed_vector') ELSE 'nv_embed_near.nv_embed_distance'
@@ -222,7 +271,7 @@ BEGIN
                     LIMIT %12$s
                 ) AS nv_embed_best
             $sql$,
-            t.columns, t.qualified, score, ranked_by, t.own, g.target, proposed_by, passes, first, candidates, t.key, k
+            t.columns, t.qualified, score, ranked_by, t.own, g.target, distance, passes, first, candidates, t.key, k
         );
     END IF;
     RETURN format(
@@ -249,7 +298,7 @@ BEGIN
             ) AS nv_embed_best
         $sql$,
         t.columns, t.qualified, score, nv_embed.rendered((nv_embed.declaration(g.id)).e.source, 'nv_embed_best'), t.key, ranked_by,
-        t.own, g.target, proposed_by, nv_embed.qualified(g.chunks), passes,
+        t.own, g.target, distance, nv_embed.qualified(g.chunks), passes,
         (SELECT string_agg(format('%s.%I %s nv_embed_chunk.%2$I', t.own, c.column_name, c.equals), ' AND ' ORDER BY c.place) FROM nv_embed.key_columns(relation) AS c),
         first, candidates, k
     );
@@ -305,10 +354,10 @@ AS $$
 DECLARE
     searched CONSTANT pg_catalog.regclass := nv_embed.row_relation(pg_catalog.pg_typeof(relation));
     g CONSTANT nv_embed.generation := nv_embed.live_generation(searched, target);
-    plan record;
+    plan pg_catalog.record;
     before pg_catalog.text[];
     is_reset boolean;
-    near record;
+    near pg_catalog.record;
     found bigint;
     proposed bigint;
 BEGIN
@@ -320,7 +369,8 @@ BEGIN
     LOOP
         found := 0;
         proposed := 0;
-        FOR near IN EXECUTE nv_embed.search_sql(searched, g, plan.pgvector, plan.storage, plan.dim, plan.is_exact, rescore, k, plan.candidates, filter) USING query LOOP
+        FOR near IN EXECUTE nv_embed.search_sql(searched, g, plan.pgvector, plan.storage, plan.dim, plan.is_exact, rescore, k, plan.candidates, filter)
+        USING nv_embed.unit(query) LOOP
             found := near.found;
             proposed := near.proposed;
             EXIT WHEN found OPERATOR(pg_catalog.<) k AND (NOT plan.is_exact OR proposed OPERATOR(pg_catalog.>=) plan.candidates);
@@ -359,7 +409,7 @@ AS $$
 DECLARE
     searched CONSTANT pg_catalog.regclass := nv_embed.row_relation(pg_catalog.pg_typeof(relation));
     g CONSTANT nv_embed.generation := nv_embed.live_generation(searched, target);
-    plan CONSTANT record := nv_embed.plan_search(searched, g, query, dim, k, rescore, oversample, filter);
+    plan CONSTANT pg_catalog.record := nv_embed.plan_search(searched, g, query, dim, k, rescore, oversample, filter);
     before pg_catalog.text[];
     is_reset boolean;
 BEGIN
@@ -367,7 +417,7 @@ BEGIN
     RETURN QUERY EXECUTE pg_catalog.concat(
         'EXPLAIN ', CASE WHEN nv_embed.is_secured(searched, g) THEN '(COSTS OFF) ' ELSE '(ANALYZE, BUFFERS) ' END,
         nv_embed.search_sql(searched, g, plan.pgvector, plan.storage, plan.dim, plan.is_exact, rescore, k, plan.candidates, filter)
-    ) USING query;
+    ) USING nv_embed.unit(query);
     is_reset := nv_embed.reset_scan(before);
 END
 $$;

@@ -73,7 +73,10 @@ DECLARE
 BEGIN
     IF NOT nv_embed.owns(relation) THEN
         RAISE EXCEPTION 'must be owner of table %', nv_embed.qualified(relation) USING ERRCODE = '42501', HINT = 'it tells how many rows there are';
+    ELSIF nv_embed.is_secured(relation, g) THEN
+        RAISE EXCEPTION 'row-level security hides rows of %', nv_embed.qualified(relation) USING ERRCODE = '42501', HINT = 'it tells how many rows there are';
     END IF;
+    PERFORM nv_embed.check_searched(relation, g, nv_embed.pgvector_schema());
     EXECUTE format('SELECT count(*) FROM %s', nv_embed.qualified(relation)) INTO rows;
     EXECUTE format('SELECT count(*) FROM %s WHERE %I IS NOT NULL', nv_embed.qualified(holder), g.target) INTO vectors;
     RETURN QUERY

@@ -86,6 +86,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
         ("README.md", ["Dynamo"]),
         ("docs/quickstart.md", ["Dynamo", "Violin", "Bread", "Violin", "Bread", "Oven", "Sundial"]),
         ("docs/search.md", ["Dynamo", "Bread", "Violin", "Dynamo", "Violin"]),
+        ("docs/evaluation.md", []),
         ("docs/operations.md", ["all-MiniLM-L6-v2", True, "all-MiniLM-L6-v2", 256, 1, "manuals"]),
     ],
 )

@@ -79,10 +79,23 @@ def test_a_filter_holds_for_both_lists_and_may_name_the_table(docs: Connection, 
     assert search(docs, client, "bread", ", filter => 'lang = ''xx'''") == []
 
 
+def test_a_filter_means_the_tables_that_it_names(docs: Connection, client: Client) -> None:
+    for name in ("dense", "matched", "fused", "d", "m", "s", "f"):
+        docs.execute(f"CREATE TABLE {name} (id int PRIMARY KEY); INSERT INTO {name} VALUES (2)")
+        assert [key for key, *_ in search(docs, client, "yeast", f", filter => 'id IN (SELECT id FROM {name})'")] == [2]
+        assert [key for key, *_ in search(docs, client, "yeast", f", filter => 'EXISTS (SELECT FROM {name} WHERE {name}.id = docs.id)'")] == [2]
+
+
+def test_more_rows_than_there_can_be_are_all(docs: Connection, client: Client) -> None:
+    assert len(search(docs, client, "yeast", ", k => 2147483647, oversample => 10000")) == 6
+
+
 def test_the_configuration_is_the_one_of_the_index_unless_it_is_named(docs: Connection, client: Client) -> None:
     docs.execute("SET default_text_search_config = 'simple'")
     assert [text for key, _, _, text in search(docs, client, "violins") if key == 3] == [None]
     assert [text for key, _, _, text in search(docs, client, "violins", ", config => 'english'") if key == 3] == [1]
+    docs.execute("CREATE INDEX ON docs USING gin (to_tsvector('english', lang))")  # of another column: it says nothing
+    assert [text for key, _, _, text in search(docs, client, "violins") if key == 3] == [None]
     docs.execute(one(docs, "SELECT nv_embed.create_text_index_sql('docs', config => 'english', concurrently => false)"))
     assert [text for key, _, _, text in search(docs, client, "violins") if key == 3] == [1]
 

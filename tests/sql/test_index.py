@@ -303,6 +303,30 @@ def test_more_dimensions_than_an_index_takes_are_refused_by_name(db: Connection)
         db.execute("SELECT nv_embed.create_index_sql('wide', storage => 'vector')")
 
 
+def test_a_query_of_any_length_is_a_direction(docs: Connection, vectors: "NDArray[numpy.float32]") -> None:
+    make_index(docs, "dim => 384")
+    for length in (1e-10, 1e7):
+        assert search(docs, vectors[3] * numpy.float32(length)) == search(docs, vectors[3])
+    behind = numpy.concatenate([numpy.zeros(PREFIX), vectors[3, PREFIX:]]).astype(numpy.float16).astype(numpy.float32)
+    assert search(docs, behind) == nearest(vectors, behind, 10)
+
+
+def test_partitions_whose_long_names_differ_at_their_ends_get_indexes_of_their_own(
+    connect: Callable[..., Connection], vectors: "NDArray[numpy.float32]"
+) -> None:
+    db = connect()
+    table = "a_rather_long_table_name_for_documents_of_the_company"
+    db.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, body text) PARTITION BY RANGE (id)")
+    for number in range(2):
+        db.execute(f"CREATE TABLE {table}_{number} PARTITION OF {table} FOR VALUES FROM ({10 * number}) TO ({10 * number + 10})")
+    db.execute(f"SELECT nv_embed.auto_embed('{table}', '{{body}}', dim => 768, mode => 'off')")
+    taken = one(db, f"SELECT nv_embed.index_name('{table}', 'embedding', 384, 'halfvec', 'hnsw', NULL)")
+    db.execute(f"CREATE TABLE {taken} ()")
+    for (step,) in db.execute(f"SELECT nv_embed.create_index_steps('{table}', dim => 384)").fetchall():
+        db.execute(step)
+    assert db.execute(f"SELECT is_valid FROM nv_embed.vector_indexes('{table}')").fetchall() == [(True,)]
+
+
 def test_names_that_need_quotes_and_are_long_are_no_obstacle(db: Connection, vectors: "NDArray[numpy.float32]") -> None:
     db.execute('CREATE TABLE "Order ""1"" of a name that is as long as Postgres allows, all 63" (id int PRIMARY KEY, "select" text)')
     table = '"Order ""1"" of a name that is as long as Postgres allows, all 63"'

@@ -3,11 +3,12 @@ What an ordinary role may do, and what it may not.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import psycopg
 import pytest
 from conftest import Connection
-from installs import BOTH, LIBRARY
+from installs import BOTH, EXTENSION, LIBRARY
 from vectors import one
 
 
@@ -230,3 +231,73 @@ def test_every_object_of_ours_is_the_extensions(db: Connection) -> None:
         " WHERE d.classid = catalog AND d.objid = ours.oid AND d.deptype = 'e')"
     )
     assert db.execute(apart).fetchall() == []
+
+
+def hostile(connect: Callable[..., Connection]) -> tuple[Connection, Connection]:
+    """An ordinary role's table, and a superuser who must not run that role's functions by searching it."""
+    superuser, owner = connect(), connect("app")
+    superuser.execute("CREATE TABLE caught (by_role name); GRANT INSERT, SELECT ON caught TO app")
+    superuser.execute("CREATE SCHEMA hostile AUTHORIZATION app")
+    owner.execute("CREATE TYPE hostile.mood AS ENUM ('happy')")
+    for result in ("text", "public.halfvec", "int"):
+        name = result.replace("public.", "")
+        value = {"text": "'happy'", "public.halfvec": "array_fill(1, ARRAY[384])::public.vector::public.halfvec", "int": "0"}[result]
+        owner.execute(
+            f"CREATE FUNCTION hostile.to_{name}(hostile.mood) RETURNS {result} LANGUAGE plpgsql AS"
+            f" $$BEGIN INSERT INTO public.caught VALUES (current_user); RETURN {value}; END$$"
+        )
+        owner.execute(f"CREATE CAST (hostile.mood AS {result}) WITH FUNCTION hostile.to_{name} AS IMPLICIT")
+    owner.execute("CREATE TABLE hostile.docs (id int PRIMARY KEY, body text, m hostile.mood DEFAULT 'happy')")
+    return superuser, owner
+
+
+def search_all(searcher: Connection) -> None:
+    """What fails, fails; nothing of the owner's may have run by then."""
+    for statement in (
+        "SELECT (hit).id FROM nv_search(NULL::hostile.docs, 'happy')",
+        "SELECT (hit).id FROM nv_hybrid_search(NULL::hostile.docs, 'happy text')",
+        "SELECT nv_embed.explain_search(NULL::hostile.docs, nv_embed_query('happy', 384))",
+        "SELECT * FROM nv_embed.storage_report('hostile.docs')",
+        "SELECT nv_embed.create_text_index_sql('hostile.docs')",
+    ):
+        with suppress(psycopg.errors.ObjectNotInPrerequisiteState):
+            searcher.execute(statement)
+
+
+@EXTENSION
+def test_a_cast_of_the_owners_is_not_run_for_words(connect: Callable[..., Connection]) -> None:
+    superuser, owner = hostile(connect)
+    owner.execute("SELECT nv_embed.auto_embed('hostile.docs', '{body} {m}', dim => 384)")
+    owner.execute("INSERT INTO hostile.docs VALUES (1, 'text')")
+    search_all(superuser)
+    assert superuser.execute("SELECT * FROM caught").fetchall() == []
+    assert superuser.execute("SELECT (hit).id FROM nv_hybrid_search(NULL::hostile.docs, 'happy')").fetchall() == [(1,)]
+
+
+@EXTENSION
+def test_a_column_of_vectors_that_became_another_is_not_read(connect: Callable[..., Connection]) -> None:
+    superuser, owner = hostile(connect)
+    owner.execute("SELECT nv_embed.auto_embed('hostile.docs', '{body}', dim => 384)")
+    owner.execute("INSERT INTO hostile.docs VALUES (1, 'text')")
+    owner.execute("ALTER TABLE hostile.docs DROP COLUMN embedding; ALTER TABLE hostile.docs ADD embedding hostile.mood DEFAULT 'happy'")
+    search_all(superuser)
+    assert superuser.execute("SELECT * FROM caught").fetchall() == []
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="not where they were declared"):
+        superuser.execute("SELECT * FROM nv_search(NULL::hostile.docs, 'x')")
+
+
+@EXTENSION
+@pytest.mark.parametrize("made", ["view", "table"])
+def test_chunks_that_are_no_chunk_table_are_not_read(connect: Callable[..., Connection], made: str) -> None:
+    superuser, owner = hostile(connect)
+    owner.execute("SELECT nv_embed.auto_embed('hostile.docs', '{body}', dim => 384)")
+    owner.execute("INSERT INTO hostile.docs VALUES (1, 'text')")
+    pieces = "SELECT id, m AS seq, m AS start_char, m AS end_char, embedding FROM hostile.docs"
+    owner.execute(f"CREATE {made} hostile.pieces AS {pieces}")
+    columns = "embedding, model, revision, dim, storage, target"
+    owner.execute(
+        f"WITH gone AS (DELETE FROM nv_embed.generation RETURNING *) INSERT INTO nv_embed.generation ({columns}, chunks)"
+        f" SELECT {columns}, 'hostile.pieces' FROM gone"
+    )
+    search_all(superuser)
+    assert superuser.execute("SELECT * FROM caught").fetchall() == []

@@ -13,7 +13,6 @@ import pytest
 
 sys.path.extend(str(Path(__file__).parents[2] / folder) for folder in ("bench", "bench/competitors"))
 
-import collection
 import search
 import storage
 import synthetic
@@ -34,7 +33,7 @@ def test_every_benchmark_says_how_to_use_it(script: Path) -> None:
     assert "usage: " in done.stdout
 
 
-@pytest.mark.parametrize("name", ["encoder", "latency", "quality", "scifact", "soak", "storage"])
+@pytest.mark.parametrize("name", ["encoder", "latency", "quality", "soak", "storage"])
 def test_a_benchmark_without_texts_says_that_it_is_skipped(name: str) -> None:
     done = subprocess.run([sys.executable, str(BENCH / f"{name}.py")], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -77,10 +76,6 @@ def test_batches_hold_every_text_once_and_no_more_than_their_budget() -> None:
 def test_the_least_cosine_is_that_of_the_farthest_pair() -> None:
     turned = numpy.array([[1, 0], [0.6, 0.8]], dtype=numpy.float32)
     assert least_cosine(turned, numpy.array([[1, 0], [1, 0]], dtype=numpy.float32)) == pytest.approx(0.6)
-
-
-def test_a_folder_called_by_its_language_is_called_by_its_parent_too(tmp_path: Path) -> None:
-    assert [collection.called(tmp_path / name) for name in ("scifact", "several/en")] == ["scifact", "several-en"]
 
 
 def test_a_table_is_one_line_a_row() -> None:

@@ -2,6 +2,7 @@
 The command line without servers: usage, start-up, failures in one line, lines as they are read.
 """
 
+import io
 import subprocess
 import sys
 import threading
@@ -13,12 +14,15 @@ import pytest
 from nv_embed import __version__
 from nv_embed.cli.embed import LINES_AT_ONCE, Intake, Line, parse_line
 from nv_embed.cli.failure import Failure, explain
+from nv_embed.cli.index import Lines
+from nv_embed.cli.screen import Screen
 from nv_embed.cluster import Cluster, ClusterFailed
 from nv_embed.errors import TABLE
 from nv_embed.home import NotSetUp
+from nv_embed.indexes import Progress
 from nv_embed.limits import MAX_TEXT_BYTES
 
-COMMANDS = ("up", "down", "dsn", "status", "doctor", "demo", "embed", "serve", "install")
+COMMANDS = ("up", "down", "dsn", "status", "doctor", "demo", "embed", "serve", "install", "index")
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -138,3 +142,22 @@ def test_a_reader_waits_when_enough_is_read() -> None:
         taken += [line.number for line in lines]
     reader.join()
     assert taken == list(range(wanted))
+
+
+def test_a_build_is_told_by_phases_and_tenths() -> None:
+    screen = Screen()
+    screen.file = io.StringIO()
+    lines = Lines(screen)
+    lines.begin(2, 3, "CREATE INDEX i ON t")
+    lines.progress(Progress(None, None, None, None, None))
+    lines.progress(Progress("initializing", None, None, None, None))
+    for done in range(1001):
+        lines.progress(Progress("loading tuples", "blocks", done, 1000, None))
+    said = screen.file.getvalue().splitlines()
+    assert said[:4] == [
+        "2/3 CREATE INDEX i ON t",
+        "  initializing",
+        "  loading tuples, 0 % of 1,000 blocks",
+        "  loading tuples, 10 % of 1,000 blocks",
+    ]
+    assert (len(said), said[-1]) == (13, "  loading tuples, 100 % of 1,000 blocks")

@@ -6,7 +6,7 @@ from math import log2
 
 import pytest
 
-from nv_embed.demo.scoring import hit_rate, ndcg_at, place_of_first_right, recall_at
+from nv_embed.evaluation.scoring import hit_rate, ndcg_at, place_of_first_right, recall_at
 
 
 def test_the_first_right_answer_is_counted_from_1() -> None:

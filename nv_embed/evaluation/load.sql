@@ -1,0 +1,1 @@
+COPY {table} (id, title, body, language) FROM STDIN
