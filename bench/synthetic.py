@@ -5,8 +5,8 @@ Three properties make searching easy or hard, and each has its law here:
 
 - *Decaying spectrum.* Component i has a standard deviation of (i + 1) ** -DECAY. Training at several widths puts what matters into the first
   components: a prefix ranks nearly as the whole does, but not quite.
-- *Clusters in clusters.* A document is the sum of what all have in common, of its area, of its topic and of its own, each with a weight of LEVELS; so any
-  two are a little alike, as in every trained encoder. Each topic is of one area. Few topics are frequent and many rare: the k-th is drawn with a
+- *Clusters in clusters.* A document is the sum of what all have in common, of its area, of its topic and of its own, each with a weight of LEVELS; so
+  any two are a little alike, as in every trained encoder. Each topic is of one area. Few topics are frequent and many rare: the k-th is drawn with a
   probability in proportion to 1 / k, as words are.
 - *Queries are near documents, and are none.* A query is a document plus DISTANCE times a vector of its own.
 
