@@ -65,7 +65,7 @@ SETTINGS = {
     "max_parallel_workers": BUILDERS,
     "max_worker_processes": "20",
 }
-WIDTHS = (10, 20, 40, 60, 80, 120, 160, 200, 300, 400, 600, 800, 1000)
+WIDTHS = (10, 20, 40, 80, 120, 200, 300, 400, 600, 800, 1000)
 """Of hnsw.ef_search."""
 
 
@@ -95,9 +95,9 @@ class Index:
 
 
 FULL = Index("whole", "halfvec", DIM)
-NARROW = Index("384 + re-score", "halfvec", 384, (20, 40, 60, 80, 120, 160, 240))
-WIDE = Index("768 + re-score", "halfvec", 768, (20, 40, 60, 80, 120))
-BITS = Index("bits + re-score", "bit", DIM, (80, 160, 320, 640, 1000))
+NARROW = Index("384 + re-score", "halfvec", 384, (20, 40, 80, 160, 240))
+WIDE = Index("768 + re-score", "halfvec", 768, (20, 40, 80))
+BITS = Index("bits + re-score", "bit", DIM, (160, 400, 1000))
 
 
 @dataclass
