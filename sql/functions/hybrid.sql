@@ -40,7 +40,7 @@ BEGIN
                     ' OPERATOR(pg_catalog.||) ', quote_literal(nullif(p.literal, '')) || '::pg_catalog.text',
                     format(
                         CASE WHEN nv_embed.has_own_cast(relation, p.column_name) THEN 'pg_catalog.concat(%s.%I)' ELSE 'COALESCE(%s.%I::pg_catalog.text, ''''::pg_catalog.text)' END,
-                        (nv_embed.table_names(relation)).own, p.column_name
+                        (SELECT quote_ident(c.relname) FROM pg_class AS c WHERE c.oid = relation), p.column_name
                     )
                 ),
                 ' OPERATOR(pg_catalog.||) ' ORDER BY p.place
@@ -106,12 +106,10 @@ $$;
 COMMENT ON FUNCTION nv_embed.matches_sql(regclass, text, text) IS 'A part of a statement: the rows that match the text search query $1 and pass the filter.';
 
 -- Ranks by frequency, over the logarithm of the length: of what Postgres offers, this found most on the test collections (`docs/decisions.md`).
-CREATE OR REPLACE FUNCTION nv_embed.hybrid_sql(relation regclass, target name, document text, k int, depth bigint, rrf_k int, filter text) RETURNS text
+CREATE OR REPLACE FUNCTION nv_embed.hybrid_sql(t record, target name, document text, k int, depth bigint, rrf_k int, filter text) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    t CONSTANT record := nv_embed.table_names(relation);
 BEGIN
     RETURN format(
         $sql$
@@ -134,14 +132,14 @@ BEGIN
             ORDER BY f.score DESC, %12$s
             LIMIT %13$s
         $sql$,
-        t.qualified, depth, target, filter, t.columns, t.key, t.own, E'\n' || document || E'\n', nv_embed.matches_sql(relation, document, filter), rrf_k,
-        (SELECT string_agg(format('(d.hit).%I %s (m.hit).%1$I', c.column_name, c.equals), ' AND ' ORDER BY c.place) FROM nv_embed.key_columns(relation) AS c),
-        (SELECT string_agg(format('(f.hit).%I', c.column_name), ', ' ORDER BY c.place) FROM nv_embed.key_columns(relation) AS c), k, '@extschema@.nv_search'
+        t.qualified, depth, target, filter, t.columns, t.key, t.own, E'\n' || document || E'\n', nv_embed.matches_sql(t.relation, document, filter), rrf_k,
+        (SELECT string_agg(format('(d.hit).%I %s (m.hit).%1$I', c.column_name, c.equals), ' AND ' ORDER BY c.place) FROM nv_embed.key_columns(t.relation) AS c),
+        (SELECT string_agg(format('(f.hit).%I', c.column_name), ', ' ORDER BY c.place) FROM nv_embed.key_columns(t.relation) AS c), k, '@extschema@.nv_search'
     );
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.hybrid_sql(regclass, name, text, int, bigint, int, text)
+COMMENT ON FUNCTION nv_embed.hybrid_sql(record, name, text, int, bigint, int, text)
     IS 'The statement of nv_hybrid_search; its $1 is the text search query, $2 the query''s vector, $3 to $5 are dim, rescore and oversample.';
 
 CREATE OR REPLACE FUNCTION nv_embed.check_hybrid(query text, rrf_k int) RETURNS void
@@ -181,7 +179,7 @@ DECLARE
     matches bigint;
 BEGIN
     PERFORM nv_embed.check_hybrid(query, rrf_k);
-    PERFORM nv_embed.plan_search(searched, nv_embed.live_generation(searched, target), embedding, dim, k, rescore, oversample, filter);
+    PERFORM nv_embed.plan_search(pg_catalog.pg_typeof(relation), target, embedding, dim, k, rescore, oversample, filter);
     IF asked IS NOT NULL THEN
         EXECUTE pg_catalog.format('SELECT pg_catalog.count(*) FROM (SELECT %s LIMIT %s) AS s', nv_embed.matches_sql(searched, words, filter), depth)
         INTO matches USING pg_catalog.plainto_tsquery(language, query);
@@ -189,7 +187,9 @@ BEGIN
     IF matches OPERATOR(pg_catalog.>=) depth THEN
         asked := pg_catalog.plainto_tsquery(language, query);
     END IF;
-    RETURN QUERY EXECUTE nv_embed.hybrid_sql(searched, target, words, k, depth, rrf_k, filter)
+    RETURN QUERY EXECUTE nv_embed.hybrid_sql(
+        nv_embed.find_searched(pg_catalog.pg_typeof(relation), target, dim, rescore), target, words, k, depth, rrf_k, filter
+    )
     USING asked, coalesce(embedding, nv_embed.embed_searched(query, searched, target)), dim, rescore, oversample;
 END
 $$;

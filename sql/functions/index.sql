@@ -52,8 +52,8 @@ BEGIN ATOMIC
     JOIN pg_am AS m ON m.oid = c.relam AND m.amname IN ('hnsw', 'ivfflat')
     JOIN pg_attribute AS a ON a.attrelid = i.indexrelid AND a.attnum = 1
     JOIN pg_type AS t ON t.oid = a.atttypid
+    JOIN pg_opclass AS o ON o.opcmethod = c.relam AND o.opcname = nv_embed.opclass(t.typname::text)::name AND o.oid = i.indclass[0]
     WHERE i.indrelid = holder
-        AND (SELECT o.opcname FROM pg_opclass AS o WHERE o.oid = i.indclass[0]) = nv_embed.opclass(t.typname::text)
         AND btrim(pg_get_indexdef(i.indexrelid, 1, false), '()')
             = btrim(nv_embed.indexed_sql(g, pgvector, t.typname::text, a.atttypmod, quote_ident((g).target)), '()');
 END;

@@ -66,13 +66,8 @@ COMMENT ON FUNCTION nv_embed.choose_index(nv_embed.generation, regclass, text, i
     IS 'The index that a search takes its candidates from: the best that covers the table, or of this dim.';
 
 CREATE OR REPLACE FUNCTION nv_embed.is_secured(relation regclass, g nv_embed.generation) RETURNS boolean
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN row_security_active(relation) OR g.chunks IS NOT NULL AND row_security_active(g.chunks);
-END
-$$;
+LANGUAGE sql STABLE
+RETURN row_security_active(relation::oid) OR (g).chunks IS NOT NULL AND row_security_active((g).chunks::oid);
 
 COMMENT ON FUNCTION nv_embed.is_secured(regclass, nv_embed.generation) IS 'Whether row-level security hides rows from the current role.';
 
@@ -95,85 +90,6 @@ RETURN l2_normalize(v);
 
 COMMENT ON FUNCTION nv_embed.unit(vector) IS 'A vector, scaled to unit length.';
 
--- Only the table's owner can alter what was declared, and must not have others run a function of the owner's by it: a cast of a type, a view's column.
-CREATE OR REPLACE FUNCTION nv_embed.check_searched(relation regclass, g nv_embed.generation, pgvector text) RETURNS void
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM FROM pg_class AS c
-    JOIN pg_class AS h ON h.oid = coalesce(g.chunks, relation) AND h.relowner = c.relowner AND h.relkind IN ('r', 'p') AND NOT h.relhasrules
-    JOIN pg_attribute AS a ON a.attrelid = h.oid AND a.attname = g.target AND a.atttypmod = g.dim
-    JOIN pg_type AS t ON t.oid = a.atttypid AND t.typname = g.storage AND t.typnamespace = pgvector::regnamespace
-    WHERE c.oid = relation AND c.relkind IN ('r', 'p') AND NOT c.relhasrules
-        AND EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = relation AND i.indisprimary);
-    IF NOT FOUND OR g.chunks IS NOT NULL AND EXISTS (
-        SELECT FROM nv_embed.chunk_columns(relation, g.target, g.storage, g.dim) AS k WHERE nv_embed.column_type(g.chunks, k.column_name) IS DISTINCT FROM k.type
-    ) THEN
-        RAISE EXCEPTION 'the vectors of % are not where they were declared', nv_embed.qualified(relation)
-            USING ERRCODE = '55000',
-                DETAIL = format(
-                    'A table with a primary key, of which %s is a %s.%s(%s) of the same owner''s, was declared.',
-                    CASE WHEN g.chunks IS NULL THEN 'column ' ELSE 'a chunk table''s column ' END || quote_ident(g.target), pgvector, g.storage, g.dim
-                ),
-                HINT = 'take back what was altered, or call nv_embed.drop_auto_embed() and declare anew';
-    END IF;
-END
-$$;
-
-COMMENT ON FUNCTION nv_embed.check_searched(regclass, nv_embed.generation, text)
-    IS 'Raises an error where a table or its chunk table is not what was declared.';
-
--- `is_forced`: where all rows are searched, nothing but the index's order is quick. The planner's costs know nothing of what is toasted, so that it would
--- rather compare all rows of a table that it takes for small.
-CREATE OR REPLACE FUNCTION nv_embed.plan_search(
-    relation regclass, g nv_embed.generation, query vector, wanted_dim int, k int, rescore boolean, oversample real, filter text,
-    OUT dim int, OUT storage text, OUT is_exact boolean, OUT candidates bigint, OUT lists int, OUT is_forced boolean, OUT pgvector text
-)
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    holder CONSTANT regclass := coalesce(g.chunks, relation);
-    chosen record;
-BEGIN
-    pgvector := nv_embed.pgvector_schema();
-    IF k < 0 IS NOT FALSE THEN
-        RAISE EXCEPTION 'k is %', coalesce(k::text, 'null') USING ERRCODE = '22023', HINT = 'k is the number of rows wanted, 0 or more';
-    ELSIF oversample BETWEEN 1 AND 10000 IS NOT TRUE THEN
-        RAISE EXCEPTION 'oversample is %', coalesce(oversample::text, 'null')
-            USING ERRCODE = '22023', HINT = 'for each row wanted, oversample is the number of candidates: from 1 to 10000';
-    ELSIF rescore IS NULL THEN
-        RAISE EXCEPTION 'rescore is null' USING ERRCODE = '22023', HINT = 'rescore is true or false';
-    ELSIF nv_embed.width(query) <> g.dim THEN
-        RAISE EXCEPTION 'the vector searched by has % dimensions, not %', nv_embed.width(query), g.dim
-            USING ERRCODE = '22023', HINT = 'search by a vector as wide as the stored ones; dim says how much of it an index holds';
-    ELSIF NOT nv_embed.has_direction(query, g.dim) THEN
-        RAISE EXCEPTION 'the vector searched by is all zeros' USING ERRCODE = '22023', HINT = 'it has no direction, so nothing is near to it';
-    END IF;
-    PERFORM nv_embed.check_searched(relation, g, pgvector);
-    SELECT * INTO chosen FROM nv_embed.choose_index(g, holder, pgvector, wanted_dim, rescore) AS c;
-    IF chosen.dim IS NULL THEN
-        PERFORM nv_embed.check_dim(g, wanted_dim);
-    END IF;
-    dim := coalesce(chosen.dim, wanted_dim, g.dim);
-    storage := coalesce(chosen.storage, g.storage);
-    lists := chosen.lists;
-    candidates := CASE
-        WHEN g.chunks IS NULL AND (NOT rescore OR dim = g.dim AND storage = g.storage) THEN k
-        WHEN storage = 'bit' THEN 4 * nv_embed.candidates(k, oversample)
-        ELSE nv_embed.candidates(k, oversample)
-    END;
-    -- An index does not give more rows than that, and by a prefix of zeros all are equally far.
-    is_exact := chosen.dim IS NULL AND dim = g.dim OR candidates > coalesce(current_setting('hnsw.max_scan_tuples', true)::int, 20000)
-        OR rescore AND NOT nv_embed.has_direction(query, dim);
-    is_forced := NOT chosen.is_partial AND NOT is_exact AND filter IS NULL AND NOT nv_embed.is_secured(relation, g);
-END
-$$;
-
-COMMENT ON FUNCTION nv_embed.plan_search(regclass, nv_embed.generation, vector, int, int, boolean, real, text)
-    IS 'How a search goes: what it orders its candidates by, whether that leaves nothing out, how many it takes, and whether it must read an index.';
-
 CREATE OR REPLACE FUNCTION nv_embed.distance_sql(g nv_embed.generation, pgvector text, storage text, dim int, vector text) RETURNS text
 LANGUAGE sql STABLE
 RETURN format(
@@ -194,45 +110,19 @@ END;
 
 COMMENT ON FUNCTION nv_embed.similarity_sql(text, int, text) IS 'An SQL expression: the cosine similarity, as a distance by distance_sql tells it.';
 
-CREATE OR REPLACE FUNCTION nv_embed.table_names(relation regclass, OUT own text, OUT qualified text, OUT columns text, OUT key text)
-LANGUAGE plpgsql STABLE STRICT
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    SELECT quote_ident(c.relname), format('%I.%I', n.nspname, c.relname), a.columns, k.key
-    INTO own, qualified, columns, key
-    FROM pg_class AS c
-    JOIN pg_namespace AS n ON n.oid = c.relnamespace
-    CROSS JOIN LATERAL (
-        SELECT string_agg(quote_ident(s.attname), ', ' ORDER BY s.attnum) AS columns
-        FROM pg_attribute AS s WHERE s.attrelid = relation AND s.attnum > 0 AND NOT s.attisdropped
-    ) AS a
-    CROSS JOIN LATERAL (
-        SELECT string_agg(quote_ident(s.attname), ', ' ORDER BY u.place) AS key
-        FROM pg_index AS i
-        CROSS JOIN LATERAL unnest(i.indkey) WITH ORDINALITY AS u (attnum, place)
-        JOIN pg_attribute AS s ON s.attrelid = relation AND s.attnum = u.attnum
-        WHERE i.indrelid = relation AND i.indisprimary AND u.place <= i.indnkeyatts
-    ) AS k
-    WHERE c.oid = relation;
-END
-$$;
-
-COMMENT ON FUNCTION nv_embed.table_names(regclass)
-    IS 'A table''s own name, by which a statement that reads it once may call it, its name with the schema, its columns, and those of its primary key.';
-
 -- Names of ours begin with nv_embed_, so that none of the user's columns stands for them; the filter sees the user's table alone, by its own name, and the line
 -- ends keep a comment in it from swallowing what follows.
 --
 -- A row becomes a composite value, for which what is toasted of it is fetched, only when it is known to be among the k.
 CREATE OR REPLACE FUNCTION nv_embed.search_sql(
-    relation regclass, g nv_embed.generation, pgvector text, storage text, dim int, is_exact boolean, rescore boolean, k int, candidates bigint, filter text
+    t record, storage text, dim int, is_exact boolean, rescore boolean, k int, candidates bigint, filter text
 ) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    t CONSTANT record := nv_embed.table_names(relation);
+    g CONSTANT nv_embed.generation := t.g;
+    pgvector CONSTANT text := t.pgvector;
     passes CONSTANT text := coalesce(E' AND (\n' || filter || E'\n)', '');
     is_whole CONSTANT boolean := is_exact AND rescore;
     proposed_by CONSTANT text := nv_embed.distance_sql(
@@ -299,14 +189,158 @@ BEGIN
         $sql$,
         t.columns, t.qualified, score, nv_embed.rendered((nv_embed.declaration(g.id)).e.source, 'nv_embed_best'), t.key, ranked_by,
         t.own, g.target, distance, nv_embed.qualified(g.chunks), passes,
-        (SELECT string_agg(format('%s.%I %s nv_embed_chunk.%2$I', t.own, c.column_name, c.equals), ' AND ' ORDER BY c.place) FROM nv_embed.key_columns(relation) AS c),
+        (SELECT string_agg(format('%s.%I %s nv_embed_chunk.%2$I', t.own, c.column_name, c.equals), ' AND ' ORDER BY c.place) FROM nv_embed.key_columns(t.relation) AS c),
         first, candidates, k
     );
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.search_sql(regclass, nv_embed.generation, text, text, int, boolean, boolean, int, bigint, text)
+COMMENT ON FUNCTION nv_embed.search_sql(record, text, int, boolean, boolean, int, bigint, text)
     IS 'The statement of nv_search; its $1 is the query''s vector. With each row it gives how many rows it found, and from how many candidates.';
+
+-- All that a search asks of the catalog, at once: each statement of its own would cost as much as all of this.
+CREATE OR REPLACE FUNCTION nv_embed.look_up(row_type regtype, target name, wanted_dim int, rescore boolean)
+RETURNS TABLE (
+    relation regclass, g nv_embed.generation, pgvector text, own text, qualified text, columns text, key text, is_as_declared boolean, dim int, storage text,
+    is_partial boolean, lists int
+)
+LANGUAGE sql STABLE ROWS 1
+BEGIN ATOMIC
+    SELECT c.oid::regclass, g, quote_ident(v.nspname), quote_ident(c.relname), format('%I.%I', n.nspname, c.relname), s.columns, s.key,
+        (
+            c.relkind IN ('r', 'p') AND NOT c.relhasrules AND h.relkind IN ('r', 'p') AND NOT h.relhasrules AND h.relowner = c.relowner
+            AND a.atttypmod = g.dim AND t.typname = g.storage AND t.typnamespace = x.extnamespace
+        ) IS TRUE,
+        i.dim, i.storage, i.is_partial, i.lists
+    FROM pg_type AS y
+    JOIN pg_class AS c ON c.oid = y.typrelid
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN nv_embed.embedding AS e ON e.relation = c.oid AND e.target = look_up.target
+    JOIN nv_embed.generation AS g ON g.embedding = e.id AND g.state = 'live'
+    JOIN pg_extension AS x ON x.extname = 'vector'
+    JOIN pg_namespace AS v ON v.oid = x.extnamespace
+    LEFT JOIN pg_class AS h ON h.oid = coalesce(g.chunks, c.oid)
+    LEFT JOIN pg_attribute AS a ON a.attrelid = h.oid AND a.attname = g.target
+    LEFT JOIN pg_type AS t ON t.oid = a.atttypid
+    LEFT JOIN LATERAL nv_embed.choose_index(g, coalesce(g.chunks, c.oid::regclass), quote_ident(v.nspname), wanted_dim, rescore) AS i ON true
+    CROSS JOIN LATERAL (
+        SELECT
+            (
+                SELECT string_agg(quote_ident(u.attname), ', ' ORDER BY u.attnum)
+                FROM pg_attribute AS u WHERE u.attrelid = c.oid AND u.attnum > 0 AND NOT u.attisdropped
+            ) AS columns,
+            (
+                SELECT string_agg(quote_ident(u.attname), ', ' ORDER BY k.place)
+                FROM pg_index AS p
+                CROSS JOIN LATERAL unnest(p.indkey) WITH ORDINALITY AS k (attnum, place)
+                JOIN pg_attribute AS u ON u.attrelid = c.oid AND u.attnum = k.attnum
+                WHERE p.indrelid = c.oid AND p.indisprimary AND k.place <= p.indnkeyatts
+            ) AS key
+    ) AS s
+    WHERE y.oid = row_type;
+END;
+
+COMMENT ON FUNCTION nv_embed.look_up(regtype, name, int, boolean)
+    IS 'A table, its live generation, the names in a statement that searches it, whether it is as it was declared, and the index to take candidates from.';
+
+-- Only the table's owner can alter what was declared, and must not have others run a function of the owner's by it: a cast of a type, a view's column.
+CREATE OR REPLACE FUNCTION nv_embed.refuse_altered(relation regclass, g nv_embed.generation) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RAISE EXCEPTION 'the vectors of % are not where they were declared', nv_embed.qualified(relation)
+        USING ERRCODE = '55000',
+            DETAIL = format(
+                'A table with a primary key, of which %s is a %s of the same owner''s, was declared.',
+                CASE WHEN g.chunks IS NULL THEN 'column ' ELSE 'a chunk table''s column ' END || quote_ident(g.target), nv_embed.type_sql(g.storage, g.dim)
+            ),
+            HINT = 'take back what was altered, or call nv_embed.drop_auto_embed() and declare anew';
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.refuse_altered(regclass, nv_embed.generation) IS 'Raises the error for a table or chunk table that is not what was declared.';
+
+CREATE OR REPLACE FUNCTION nv_embed.has_declared_pieces(relation regclass, g nv_embed.generation) RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN NOT EXISTS (
+        SELECT FROM nv_embed.chunk_columns(relation, g.target, g.storage, g.dim) AS k WHERE nv_embed.column_type(g.chunks, k.column_name) IS DISTINCT FROM k.type
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.has_declared_pieces(regclass, nv_embed.generation) IS 'Whether a chunk table has the columns that it was made with.';
+
+CREATE OR REPLACE FUNCTION nv_embed.find_searched(row_type regtype, target name, wanted_dim int, rescore boolean) RETURNS record
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    t record;
+BEGIN
+    SELECT * INTO t FROM nv_embed.look_up(row_type, target, wanted_dim, rescore) AS l;
+    IF NOT FOUND THEN
+        PERFORM nv_embed.find_embedding(nv_embed.row_relation(row_type), target);
+    ELSIF NOT t.is_as_declared OR t.key IS NULL OR (t.g).chunks IS NOT NULL AND NOT nv_embed.has_declared_pieces(t.relation, t.g) THEN
+        PERFORM nv_embed.refuse_altered(t.relation, t.g);
+    ELSIF t.dim IS NULL THEN
+        PERFORM nv_embed.check_dim(t.g, wanted_dim);
+    END IF;
+    RETURN t;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.find_searched(regtype, name, int, boolean) IS 'What look_up finds, or an error that says what is amiss.';
+
+-- `is_forced`: where all rows are searched, nothing but the index's order is quick. The planner's costs know nothing of what is toasted, so that it would
+-- rather compare all rows of a table that it takes for small.
+CREATE OR REPLACE FUNCTION nv_embed.plan_search(
+    row_type regtype, target name, query vector, wanted_dim int, k int, rescore boolean, oversample real, filter text,
+    INOUT is_exact boolean DEFAULT NULL, INOUT candidates bigint DEFAULT NULL, OUT lists int, OUT is_forced boolean, OUT is_secured boolean, OUT statement text
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    t CONSTANT record := nv_embed.find_searched(row_type, target, wanted_dim, rescore);
+    g CONSTANT nv_embed.generation := t.g;
+    dim CONSTANT int := coalesce(t.dim, wanted_dim, g.dim);
+    storage CONSTANT text := coalesce(t.storage, g.storage);
+BEGIN
+    IF k < 0 IS NOT FALSE THEN
+        RAISE EXCEPTION 'k is %', coalesce(k::text, 'null') USING ERRCODE = '22023', HINT = 'k is the number of rows wanted, 0 or more';
+    ELSIF oversample BETWEEN 1 AND 10000 IS NOT TRUE THEN
+        RAISE EXCEPTION 'oversample is %', coalesce(oversample::text, 'null')
+            USING ERRCODE = '22023', HINT = 'for each row wanted, oversample is the number of candidates: from 1 to 10000';
+    ELSIF rescore IS NULL THEN
+        RAISE EXCEPTION 'rescore is null' USING ERRCODE = '22023', HINT = 'rescore is true or false';
+    ELSIF nv_embed.width(query) <> g.dim THEN
+        RAISE EXCEPTION 'the vector searched by has % dimensions, not %', nv_embed.width(query), g.dim
+            USING ERRCODE = '22023', HINT = 'search by a vector as wide as the stored ones; dim says how much of it an index holds';
+    ELSIF NOT nv_embed.has_direction(query, g.dim) THEN
+        RAISE EXCEPTION 'the vector searched by is all zeros' USING ERRCODE = '22023', HINT = 'it has no direction, so nothing is near to it';
+    END IF;
+    candidates := coalesce(candidates, CASE
+        WHEN g.chunks IS NULL AND (NOT rescore OR dim = g.dim AND storage = g.storage) THEN k
+        WHEN storage = 'bit' THEN 4 * nv_embed.candidates(k, oversample)
+        ELSE nv_embed.candidates(k, oversample)
+    END);
+    -- An index does not give more rows than that, and by a prefix of zeros all are equally far.
+    is_exact := coalesce(is_exact, t.dim IS NULL AND dim = g.dim OR candidates > coalesce(current_setting('hnsw.max_scan_tuples', true)::int, 20000)
+        OR rescore AND NOT nv_embed.has_direction(query, dim));
+    lists := t.lists;
+    is_secured := nv_embed.is_secured(t.relation, g);
+    is_forced := NOT t.is_partial AND NOT is_exact AND filter IS NULL AND NOT is_secured;
+    statement := nv_embed.search_sql(t, storage, dim, is_exact, rescore, k, candidates, filter);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.plan_search(regtype, name, vector, int, int, boolean, real, text, boolean, bigint)
+    IS 'How a search goes: its statement, whether that leaves nothing out, how many candidates it takes, and whether it must read an index.';
 
 -- The candidates are to come from one walk through the index, which has to keep as many in view. What the session has set is never lowered.
 CREATE OR REPLACE FUNCTION nv_embed.set_scan(candidates bigint, lists int, is_forced boolean) RETURNS text[]
@@ -352,16 +386,13 @@ SET ivfflat.iterative_scan = relaxed_order
 SET jit = off
 AS $$
 DECLARE
-    searched CONSTANT pg_catalog.regclass := nv_embed.row_relation(pg_catalog.pg_typeof(relation));
-    g CONSTANT nv_embed.generation := nv_embed.live_generation(searched, target);
-    plan pg_catalog.record;
+    plan pg_catalog.record := nv_embed.plan_search(pg_catalog.pg_typeof(relation), target, query, dim, k, rescore, oversample, filter);
     before pg_catalog.text[];
     is_reset boolean;
     near pg_catalog.record;
     found bigint;
     proposed bigint;
 BEGIN
-    plan := nv_embed.plan_search(searched, g, query, dim, k, rescore, oversample, filter);
     IF query IS NULL OR k OPERATOR(pg_catalog.=) 0 THEN
         RETURN;
     END IF;
@@ -369,8 +400,7 @@ BEGIN
     LOOP
         found := 0;
         proposed := 0;
-        FOR near IN EXECUTE nv_embed.search_sql(searched, g, plan.pgvector, plan.storage, plan.dim, plan.is_exact, rescore, k, plan.candidates, filter)
-        USING nv_embed.unit(query) LOOP
+        FOR near IN EXECUTE plan.statement USING nv_embed.unit(query) LOOP
             found := near.found;
             proposed := near.proposed;
             EXIT WHEN found OPERATOR(pg_catalog.<) k AND (NOT plan.is_exact OR proposed OPERATOR(pg_catalog.>=) plan.candidates);
@@ -383,11 +413,11 @@ BEGIN
             RETURN NEXT;
         END LOOP;
         EXIT WHEN found OPERATOR(pg_catalog.>=) k OR plan.is_exact AND proposed OPERATOR(pg_catalog.<) plan.candidates;
-        IF proposed OPERATOR(pg_catalog.<) plan.candidates THEN
-            plan.is_exact := true;
-        ELSE
-            plan.candidates := plan.candidates OPERATOR(pg_catalog.*) 4;
-        END IF;
+        plan := nv_embed.plan_search(
+            pg_catalog.pg_typeof(relation), target, query, dim, k, rescore, oversample, filter,
+            plan.is_exact OR proposed OPERATOR(pg_catalog.<) plan.candidates,
+            CASE WHEN proposed OPERATOR(pg_catalog.<) plan.candidates THEN plan.candidates ELSE plan.candidates OPERATOR(pg_catalog.*) 4 END
+        );
     END LOOP;
     is_reset := nv_embed.reset_scan(before);
 END
@@ -407,17 +437,13 @@ SET ivfflat.iterative_scan = relaxed_order
 SET jit = off
 AS $$
 DECLARE
-    searched CONSTANT pg_catalog.regclass := nv_embed.row_relation(pg_catalog.pg_typeof(relation));
-    g CONSTANT nv_embed.generation := nv_embed.live_generation(searched, target);
-    plan CONSTANT pg_catalog.record := nv_embed.plan_search(searched, g, query, dim, k, rescore, oversample, filter);
+    plan CONSTANT pg_catalog.record := nv_embed.plan_search(pg_catalog.pg_typeof(relation), target, query, dim, k, rescore, oversample, filter);
     before pg_catalog.text[];
     is_reset boolean;
 BEGIN
     before := nv_embed.set_scan(plan.candidates, plan.lists, plan.is_forced);
-    RETURN QUERY EXECUTE pg_catalog.concat(
-        'EXPLAIN ', CASE WHEN nv_embed.is_secured(searched, g) THEN '(COSTS OFF) ' ELSE '(ANALYZE, BUFFERS) ' END,
-        nv_embed.search_sql(searched, g, plan.pgvector, plan.storage, plan.dim, plan.is_exact, rescore, k, plan.candidates, filter)
-    ) USING nv_embed.unit(query);
+    RETURN QUERY EXECUTE pg_catalog.concat('EXPLAIN ', CASE WHEN plan.is_secured THEN '(COSTS OFF) ' ELSE '(ANALYZE, BUFFERS) ' END, plan.statement)
+    USING nv_embed.unit(query);
     is_reset := nv_embed.reset_scan(before);
 END
 $$;

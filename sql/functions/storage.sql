@@ -76,7 +76,7 @@ BEGIN
     ELSIF nv_embed.is_secured(relation, g) THEN
         RAISE EXCEPTION 'row-level security hides rows of %', nv_embed.qualified(relation) USING ERRCODE = '42501', HINT = 'it tells how many rows there are';
     END IF;
-    PERFORM nv_embed.check_searched(relation, g, nv_embed.pgvector_schema());
+    PERFORM nv_embed.find_searched((SELECT c.reltype FROM pg_class AS c WHERE c.oid = relation), target, NULL, true);
     EXECUTE format('SELECT count(*) FROM %s', nv_embed.qualified(relation)) INTO rows;
     EXECUTE format('SELECT count(*) FROM %s WHERE %I IS NOT NULL', nv_embed.qualified(holder), g.target) INTO vectors;
     RETURN QUERY
