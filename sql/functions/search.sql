@@ -300,7 +300,8 @@ COMMENT ON FUNCTION nv_embed.find_searched(regtype, name, int, boolean) IS 'What
 -- rather compare all rows of a table that it takes for small.
 CREATE OR REPLACE FUNCTION nv_embed.plan_search(
     row_type regtype, target name, query vector, wanted_dim int, k int, rescore boolean, oversample real, filter text,
-    INOUT is_exact boolean DEFAULT NULL, INOUT candidates bigint DEFAULT NULL, OUT lists int, OUT is_forced boolean, OUT is_secured boolean, OUT statement text
+    INOUT is_exact boolean DEFAULT NULL, INOUT candidates bigint DEFAULT NULL, OUT lists int, OUT is_forced boolean, OUT is_iterative boolean, OUT is_secured boolean,
+    OUT statement text
 )
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -335,6 +336,7 @@ BEGIN
     lists := t.lists;
     is_secured := nv_embed.is_secured(t.relation, g);
     is_forced := NOT t.is_partial AND NOT is_exact AND filter IS NULL AND NOT is_secured;
+    is_iterative := filter IS NOT NULL OR is_secured OR candidates > 1000;
     statement := nv_embed.search_sql(t, storage, dim, is_exact, rescore, k, candidates, filter);
 END
 $$;
@@ -342,8 +344,9 @@ $$;
 COMMENT ON FUNCTION nv_embed.plan_search(regtype, name, vector, int, int, boolean, real, text, boolean, bigint)
     IS 'How a search goes: its statement, whether that leaves nothing out, how many candidates it takes, and whether it must read an index.';
 
--- The candidates are to come from one walk through the index, which has to keep as many in view. What the session has set is never lowered.
-CREATE OR REPLACE FUNCTION nv_embed.set_scan(candidates bigint, lists int, is_forced boolean) RETURNS text[]
+-- The candidates are to come from one walk through the index, which has to keep as many in view. What the session has set is never lowered. A walk that can be
+-- gone on with remembers all that it has passed, which takes half as long again: it is for searches that may leave rows out.
+CREATE OR REPLACE FUNCTION nv_embed.set_scan(candidates bigint, lists int, is_forced boolean, is_iterative boolean) RETURNS text[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -360,11 +363,14 @@ BEGIN
     IF is_forced THEN
         done := set_config('enable_sort', 'off', true);
     END IF;
+    IF NOT is_iterative THEN
+        done := set_config('hnsw.iterative_scan', 'off', true);
+    END IF;
     RETURN before;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.set_scan(bigint, int, boolean) IS 'Sets what a search wants of the planner and pgvector; returns what reset_scan takes.';
+COMMENT ON FUNCTION nv_embed.set_scan(bigint, int, boolean, boolean) IS 'Sets what a search wants of the planner and pgvector; returns what reset_scan takes.';
 
 CREATE OR REPLACE FUNCTION nv_embed.reset_scan(settings text[]) RETURNS boolean
 LANGUAGE sql
@@ -396,7 +402,7 @@ BEGIN
     IF query IS NULL OR k OPERATOR(pg_catalog.=) 0 THEN
         RETURN;
     END IF;
-    before := nv_embed.set_scan(plan.candidates, plan.lists, plan.is_forced);
+    before := nv_embed.set_scan(plan.candidates, plan.lists, plan.is_forced, plan.is_iterative);
     LOOP
         found := 0;
         proposed := 0;
@@ -413,11 +419,16 @@ BEGIN
             RETURN NEXT;
         END LOOP;
         EXIT WHEN found OPERATOR(pg_catalog.>=) k OR plan.is_exact AND proposed OPERATOR(pg_catalog.<) plan.candidates;
+        IF NOT plan.is_iterative AND NOT plan.is_exact THEN
+            plan.is_iterative := pg_catalog.set_config('hnsw.iterative_scan', 'relaxed_order', true) IS NOT NULL;
+            CONTINUE;
+        END IF;
         plan := nv_embed.plan_search(
             pg_catalog.pg_typeof(relation), target, query, dim, k, rescore, oversample, filter,
             plan.is_exact OR proposed OPERATOR(pg_catalog.<) plan.candidates,
             CASE WHEN proposed OPERATOR(pg_catalog.<) plan.candidates THEN plan.candidates ELSE plan.candidates OPERATOR(pg_catalog.*) 4 END
         );
+        plan.is_iterative := true;
     END LOOP;
     is_reset := nv_embed.reset_scan(before);
 END
@@ -441,7 +452,7 @@ DECLARE
     before pg_catalog.text[];
     is_reset boolean;
 BEGIN
-    before := nv_embed.set_scan(plan.candidates, plan.lists, plan.is_forced);
+    before := nv_embed.set_scan(plan.candidates, plan.lists, plan.is_forced, plan.is_iterative);
     RETURN QUERY EXECUTE pg_catalog.concat('EXPLAIN ', CASE WHEN plan.is_secured THEN '(COSTS OFF) ' ELSE '(ANALYZE, BUFFERS) ' END, plan.statement)
     USING nv_embed.unit(query);
     is_reset := nv_embed.reset_scan(before);
