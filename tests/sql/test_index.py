@@ -8,12 +8,12 @@ import numpy
 import psycopg
 import pytest
 from conftest import Connection
-from installs import BOTH
+from installs import BOTH, EXTENSION
 from numpy.typing import NDArray
 from pgvector import HalfVector
 from vectors import one
 
-pytestmark = BOTH
+pytestmark = EXTENSION  # the statements are the same in both installs: a few tests run on the library too
 
 ROWS, DIM, PREFIX = 1500, 768, 384
 
@@ -120,6 +120,7 @@ def test_a_hand_written_query_of_the_documented_form_uses_the_index(docs: Connec
     assert any("Index Scan using docs_embedding_384_halfvec_hnsw" in line for (line,) in rows)
 
 
+@BOTH
 def test_without_an_index_a_search_is_exact(docs: Connection, vectors: "NDArray[numpy.float32]") -> None:
     for key in range(0, ROWS, 300):
         assert search(docs, beside(vectors, key)) == nearest(vectors, beside(vectors, key), 10)
@@ -138,6 +139,7 @@ def test_a_prefix_alone_ranks_without_rescoring(docs: Connection, vectors: "NDAr
     assert "Index Scan using docs_embedding_384_halfvec_hnsw" in plan(docs, query, ", rescore => false")
 
 
+@BOTH
 def test_bits_alone_rank_by_their_angle(docs: Connection, vectors: "NDArray[numpy.float32]") -> None:
     make_index(docs, "storage => 'bit'")
     query = vectors[7]
@@ -212,6 +214,7 @@ def test_equal_vectors_come_in_the_order_of_their_keys(docs: Connection, vectors
     assert search(docs, vectors[0], ", k => 40") == [0, *range(1000, 1039)]
 
 
+@BOTH
 def test_settings_of_the_session_are_as_they_were(docs: Connection, vectors: "NDArray[numpy.float32]") -> None:
     make_index(docs, "dim => 384")
     shown = "SELECT current_setting('hnsw.ef_search'), current_setting('enable_sort'), current_setting('hnsw.iterative_scan'), current_setting('jit')"
@@ -234,6 +237,7 @@ def test_rows_of_every_partition_are_found_through_an_index(db: Connection, vect
     assert explained.count("Index Scan using") == 3
 
 
+@BOTH
 def test_a_partitioned_table_is_indexed_concurrently_and_the_steps_go_on_where_they_were(
     connect: Callable[..., Connection], vectors: "NDArray[numpy.float32]"
 ) -> None:
@@ -376,6 +380,7 @@ def test_rows_with_many_near_pieces_leave_room_for_others(db: Connection, vector
     assert search(db, vectors[0], ", k => 5, filter => 'id > 20'", "book") == list(range(21, 26))
 
 
+@BOTH
 def test_pieces_of_rows_that_a_role_may_not_see_are_not_searched(connect: Callable[..., Connection], vectors: "NDArray[numpy.float32]") -> None:
     owner, caller = connect(), connect("app")
     owner.execute("CREATE TABLE book (id int PRIMARY KEY, body text)")

@@ -8,10 +8,10 @@ import numpy
 import psycopg
 import pytest
 from conftest import Connection
-from installs import BOTH
+from installs import BOTH, EXTENSION
 from vectors import one
 
-pytestmark = BOTH
+pytestmark = EXTENSION  # the statements are the same in both installs: a few tests run on the library too
 
 ROWS, DIM = 300, 2048
 
@@ -53,6 +53,7 @@ def test_the_parts_are_what_postgres_says_of_their_size(db: Connection, partitio
     assert found["total", None, None][1] == pytest.approx(found["total", None, None][0] / ROWS, abs=0.1)
 
 
+@BOTH
 def test_vectors_of_other_dims_and_types_are_measured_too(db: Connection) -> None:
     filled(db)
     found = report(db)
