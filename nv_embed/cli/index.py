@@ -6,7 +6,6 @@ waits for, since nothing else keeps one waiting as long as somebody's forgotten 
 it leaves.
 """
 
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -80,10 +79,11 @@ def index(
 def _build(dsn: str, wanted: "Wanted", memory: str | None, as_json: bool) -> "Built":
     from nv_embed.cli.screen import console, errors
     from nv_embed.indexes import Busy, Unfinished, build
+    from nv_embed.interrupts import interrupted_by_termination
 
     try:
         with (
-            _interrupted_by_termination(),
+            interrupted_by_termination(),
             _connect(dsn) as connection,
             _connect(dsn) as watching,
             _watcher(errors if as_json else console) as watcher,
@@ -128,18 +128,6 @@ def _connect(dsn: str) -> "psycopg.Connection[Any]":
         return psycopg.connect(dsn, autocommit=True, connect_timeout=10, application_name="nv-embed index")
     except psycopg.ProgrammingError as error:
         raise typer.BadParameter(str(error), param_hint="--database-url") from None
-
-
-@contextmanager
-def _interrupted_by_termination() -> Iterator[None]:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
