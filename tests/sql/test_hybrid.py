@@ -116,6 +116,8 @@ def test_a_column_of_ones_own_can_hold_the_words(docs: Connection, client: Clien
 
 def test_where_enough_rows_have_all_the_words_those_with_some_are_not_ranked(docs: Connection, client: Client) -> None:
     docs.execute("INSERT INTO docs SELECT n, 'x', 'part number of steel' FROM generate_series(10, 60) AS n")
+    docs.execute("INSERT INTO docs VALUES (70, 'steel', 'steel steel steel')")
+    assert 70 in [key for key, *_, text in search(docs, client, "steel violin", ", k => 100") if text]
     found = search(docs, client, "steel part number", ", k => 10")
     assert {key for key, *_, text in found if text} <= {5, 6, *range(10, 61)}
     assert [text for *_, text in search(docs, client, "steel violin", ", k => 100") if text]
