@@ -336,7 +336,7 @@ BEGIN
     lists := t.lists;
     is_secured := nv_embed.is_secured(t.relation, g);
     is_forced := NOT t.is_partial AND NOT is_exact AND filter IS NULL AND NOT is_secured;
-    is_iterative := filter IS NOT NULL OR is_secured OR candidates > 1000;
+    is_iterative := t.dim IS NULL OR filter IS NOT NULL OR is_secured OR candidates > 1000;
     statement := nv_embed.search_sql(t, storage, dim, is_exact, rescore, k, candidates, filter);
 END
 $$;
@@ -344,8 +344,8 @@ $$;
 COMMENT ON FUNCTION nv_embed.plan_search(regtype, name, vector, int, int, boolean, real, text, boolean, bigint)
     IS 'How a search goes: its statement, whether that leaves nothing out, how many candidates it takes, and whether it must read an index.';
 
--- The candidates are to come from one walk through the index, which has to keep as many in view. What the session has set is never lowered. A walk that can be
--- gone on with remembers all that it has passed, which takes half as long again: it is for searches that may leave rows out.
+-- The candidates are to come from one walk through the index, which has to keep as many in view. What the session has set is never lowered. A walk that can
+-- be gone on with remembers all that it has passed, which takes its time: it is for searches that may leave rows out.
 CREATE OR REPLACE FUNCTION nv_embed.set_scan(candidates bigint, lists int, is_forced boolean, is_iterative boolean) RETURNS text[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
