@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import grpc
@@ -242,15 +243,14 @@ def test_a_row_that_changes_while_it_is_embedded_gets_the_vector_of_its_new_text
     docs: Connection, site: Site, sidecar: Sidecar, client: Client
 ) -> None:
     docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 20) AS n")
-    changed: list[int] = []
+    calls = count(1)  # a worker has two lanes
 
     def meanwhile(_: Sequence[str]) -> None:
-        if len(changed) < 3:
-            changed.append(len(changed))
+        if (call := next(calls)) <= 3:
             with site.connect() as other:
-                other.execute("UPDATE docs SET body = 'changed ' || %s WHERE id <= 5", [len(changed)])
-                other.execute("DELETE FROM docs WHERE id = %s", [10 + len(changed)])
-                other.execute("UPDATE docs SET id = id + 1000 WHERE id = %s", [15 + len(changed)])
+                other.execute("UPDATE docs SET body = 'changed ' || %s WHERE id <= 5", [call])
+                other.execute("DELETE FROM docs WHERE id = %s", [10 + call])
+                other.execute("UPDATE docs SET id = id + 1000 WHERE id = %s", [15 + call])
 
     with counted(sidecar.address, meanwhile) as server, site.worker(server.address):
         assert one(docs, "SELECT nv_embed.wait('docs', timeout => '30 s')")
@@ -501,15 +501,14 @@ def test_a_row_in_pieces_that_changes_while_it_is_embedded_gets_those_of_its_new
     book: Connection, site: Site, sidecar: Sidecar, client: Client
 ) -> None:
     book.execute(f"INSERT INTO docs SELECT n, 't', {pieces_of(60)} FROM generate_series(1, 20) AS n")
-    changed: list[int] = []
+    calls = count(1)  # a worker has two lanes
 
     def meanwhile(_: Sequence[str]) -> None:
-        if len(changed) < 3:
-            changed.append(len(changed))
+        if (call := next(calls)) <= 3:
             with site.connect() as other:
                 other.execute("UPDATE docs SET body = 'changed ' || body WHERE id <= 5")
-                other.execute("DELETE FROM docs WHERE id = %s", [10 + len(changed)])
-                other.execute("UPDATE docs SET id = id + 1000 WHERE id = %s", [15 + len(changed)])
+                other.execute("DELETE FROM docs WHERE id = %s", [10 + call])
+                other.execute("UPDATE docs SET id = id + 1000 WHERE id = %s", [15 + call])
 
     with counted(sidecar.address, meanwhile) as server, site.worker(server.address):
         assert one(book, "SELECT nv_embed.wait('docs', timeout => '30 s')")
