@@ -13,7 +13,7 @@ import queue
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -47,6 +47,7 @@ class Wanted:
         dim: how many first components it holds; None for all.
         method: hnsw or ivfflat.
         storage: halfvec, vector or bit.
+        m, ef_construction, lists: pgvector's, of hnsw and of ivfflat; None for what it takes.
     """
 
     relation: str
@@ -55,6 +56,9 @@ class Wanted:
     method: str = "hnsw"
     storage: str = "halfvec"
     concurrently: bool = True
+    m: int | None = None
+    ef_construction: int | None = None
+    lists: int | None = None
 
 
 @dataclass(frozen=True)
@@ -218,8 +222,8 @@ class _Build:
     def _steps(self) -> list[str]:
         wanted = self._wanted
         rows = self._connection.execute(
-            "SELECT nv_embed.create_index_steps(%s::regclass, %s, %s, %s, %s, %s)",
-            [wanted.relation, wanted.target, wanted.dim, wanted.method, wanted.storage, wanted.concurrently],
+            "SELECT nv_embed.create_index_steps(%s::regclass, %s, %s, %s, %s, %s, %s, %s, %s)",
+            astuple(wanted),
         )
         return [step for (step,) in rows]
 

@@ -59,6 +59,11 @@ def index(
     memory: Annotated[
         str | None, typer.Option(help="Memory for the build, such as 2GB.  [default: the server's maintenance_work_mem]", show_default=False)
     ] = None,
+    m: Annotated[int | None, typer.Option(help="Of hnsw: edges of a node.  [default: 16]", show_default=False)] = None,
+    ef_construction: Annotated[
+        int | None, typer.Option(help="Of hnsw: nodes in view while one is added; more make a better graph.  [default: 64]", show_default=False)
+    ] = None,
+    lists: Annotated[int | None, typer.Option(help="Of ivfflat: lists.  [default: by the number of rows]", show_default=False)] = None,
     concurrently: Annotated[bool, typer.Option("--concurrently/--no-concurrently", help="Let others write meanwhile.")] = True,
     only_list: Annotated[bool, typer.Option("--list", help="Build nothing; list the indexes that there are.")] = False,
     as_json: JsonOption = False,
@@ -72,7 +77,8 @@ def index(
             _print_list(table, list_indexes(connection, table, target), as_json)
         return
     begun = time.monotonic()
-    built = _build(dsn, Wanted(table, target, dim, method.value, storage.value, concurrently), memory, as_json)
+    wanted = Wanted(table, target, dim, method.value, storage.value, concurrently, m, ef_construction, lists)
+    built = _build(dsn, wanted, memory, as_json)
     _print_built(built, round(time.monotonic() - begun, 1), as_json)
 
 

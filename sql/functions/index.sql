@@ -161,27 +161,40 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.index_name(regclass, name, int, text, text, text) IS 'The name of an index: <table>_<target>_<dim>_<storage>_<method>.';
 
--- As pgvector advises: a thousandth of the rows, beyond a million the root.
-CREATE OR REPLACE FUNCTION nv_embed.index_definition(holder regclass, g nv_embed.generation, dim int, storage text, method text) RETURNS text
-LANGUAGE plpgsql STABLE STRICT
+-- Of ivfflat's lists as pgvector advises: a thousandth of the rows, beyond a million the root. What else is not given is left to pgvector.
+CREATE OR REPLACE FUNCTION nv_embed.index_options(holder regclass, method text, m int, ef_construction int, lists int) RETURNS text
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     rows CONSTANT float8 := (
         SELECT coalesce(sum(c.reltuples), 0) FROM nv_embed.partitions(holder) AS t JOIN pg_class AS c ON c.oid = t.part WHERE t.is_leaf AND c.reltuples > 0
     );
+    advised CONSTANT int := CASE method WHEN 'ivfflat' THEN greatest(least(rows / 1000, sqrt(rows)), 10) END;
+    options CONSTANT text := concat_ws(', ', 'm = ' || m, 'ef_construction = ' || ef_construction, 'lists = ' || coalesce(lists, advised));
+BEGIN
+    RETURN CASE options WHEN '' THEN '' ELSE format(' WITH (%s)', options) END;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.index_options(regclass, text, int, int, int) IS 'The WITH of a CREATE INDEX of vectors, or nothing.';
+
+CREATE OR REPLACE FUNCTION nv_embed.index_definition(holder regclass, g nv_embed.generation, dim int, storage text, method text) RETURNS text
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
     pgvector CONSTANT text := nv_embed.pgvector_schema();
     indexed CONSTANT text := nv_embed.indexed_sql(g, pgvector, storage, dim, quote_ident(g.target));
 BEGIN
     RETURN format(
-        '%s USING %s (%s %s.%s)%s', nv_embed.qualified(holder), method, CASE WHEN indexed = quote_ident(g.target) THEN indexed ELSE '(' || indexed || ')' END,
-        pgvector, nv_embed.opclass(storage),
-        CASE method WHEN 'ivfflat' THEN format(' WITH (lists = %s)', greatest(least(rows / 1000, sqrt(rows)), 10)::int) ELSE '' END
+        '%s USING %s (%s %s.%s)', nv_embed.qualified(holder), method, CASE WHEN indexed = quote_ident(g.target) THEN indexed ELSE '(' || indexed || ')' END,
+        pgvector, nv_embed.opclass(storage)
     );
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.index_definition(regclass, nv_embed.generation, int, text, text) IS 'What follows ON in the CREATE INDEX of an index of vectors.';
+COMMENT ON FUNCTION nv_embed.index_definition(regclass, nv_embed.generation, int, text, text) IS 'What follows ON in the CREATE INDEX of an index of vectors, as far as its WITH.';
 
 -- A partitioned index has no content, and may be invalid until all of its partitions' are attached.
 CREATE OR REPLACE FUNCTION nv_embed.planned_indexes(holder regclass, g nv_embed.generation, dim int, method text, storage text)
@@ -216,7 +229,7 @@ COMMENT ON FUNCTION nv_embed.planned_indexes(regclass, nv_embed.generation, int,
 -- A partitioned table cannot be indexed concurrently: each partition is, and the indexes are then attached to one that has no content.
 CREATE OR REPLACE FUNCTION nv_embed.create_index_steps(
     relation regclass, target name DEFAULT 'embedding', dim int DEFAULT NULL, method text DEFAULT 'hnsw', storage text DEFAULT 'halfvec',
-    concurrently boolean DEFAULT true
+    concurrently boolean DEFAULT true, m int DEFAULT NULL, ef_construction int DEFAULT NULL, lists int DEFAULT NULL
 ) RETURNS SETOF text
 LANGUAGE plpgsql STABLE ROWS 1
 SET search_path = pg_catalog, pg_temp
@@ -242,6 +255,7 @@ BEGIN
                 'CREATE INDEX%s %I ON %s', CASE WHEN is_split AND NOT p.is_leaf THEN '' ELSE how END,
                 nv_embed.index_name(p.part, g.target, width, storage, method, p.leftover),
                 CASE WHEN is_split AND NOT p.is_leaf THEN 'ONLY ' ELSE '' END || nv_embed.index_definition(p.part, g, width, storage, method)
+                    || nv_embed.index_options(p.part, method, m, ef_construction, lists)
             )
         FROM planned AS p WHERE NOT p.is_there
         UNION ALL
@@ -252,18 +266,18 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.create_index_steps(regclass, name, int, text, text, boolean)
+COMMENT ON FUNCTION nv_embed.create_index_steps(regclass, name, int, text, text, boolean, int, int, int)
     IS 'The statements that make an index of an embedding''s vectors, in order; none where it is there already. Each is to be run by itself, as by \gexec.';
 
 CREATE OR REPLACE FUNCTION nv_embed.create_index_sql(
     relation regclass, target name DEFAULT 'embedding', dim int DEFAULT NULL, method text DEFAULT 'hnsw', storage text DEFAULT 'halfvec',
-    concurrently boolean DEFAULT true
+    concurrently boolean DEFAULT true, m int DEFAULT NULL, ef_construction int DEFAULT NULL, lists int DEFAULT NULL
 ) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    steps CONSTANT text[] := ARRAY(SELECT nv_embed.create_index_steps(relation, target, dim, method, storage, "concurrently"));
+    steps CONSTANT text[] := ARRAY(SELECT nv_embed.create_index_steps(relation, target, dim, method, storage, "concurrently", m, ef_construction, lists));
 BEGIN
     IF cardinality(steps) = 0 THEN
         RAISE EXCEPTION 'the vectors of % have this index already', nv_embed.qualified(relation)
@@ -281,8 +295,8 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.create_index_sql(regclass, name, int, text, text, boolean)
-    IS 'The statement that makes an index of an embedding''s vectors, or of their first dim components; for \gexec.';
+COMMENT ON FUNCTION nv_embed.create_index_sql(regclass, name, int, text, text, boolean, int, int, int)
+    IS 'The statement that makes an index of an embedding''s vectors, or of their first dim components; for \gexec. m, ef_construction and lists are pgvector''s.';
 
 -- Watching one being made.
 

@@ -154,12 +154,14 @@ def test_what_could_not_be_dropped_is_named_and_the_next_run_goes_on_with_the_pa
 def test_json_and_list_are_for_programs(program: Program, db: Connection, url: str) -> None:
     arguments = ("index", "docs", "--database-url", url, "--json")
     assert json.loads(succeeded(program(*arguments, "--list"))) == []
-    done = program(*arguments, "--storage", "bit", "--no-concurrently")
+    done = program(*arguments, "--storage", "bit", "--no-concurrently", "--m", "8", "--ef-construction", "32")
     built = json.loads(succeeded(done))
     assert built.pop("seconds") >= 0
     size = one(db, "SELECT pg_relation_size('docs_embedding_384_bit_hnsw')")
     assert built == {"index": "docs_embedding_384_bit_hnsw", "dim": 384, "rows": 200, "bytes": size, "was_there": False}
-    assert done.stderr.splitlines()[0].startswith("CREATE INDEX docs_embedding_384_bit_hnsw ON ")
+    statement = done.stderr.splitlines()[0]
+    assert statement.startswith("CREATE INDEX docs_embedding_384_bit_hnsw ON ")
+    assert statement.endswith(" WITH (m = 8, ef_construction = 32)")
     found = {"index": built["index"], "method": "hnsw", "dim": 384, "storage": "bit", "is_valid": True, "is_partial": False, "bytes": size}
     assert json.loads(succeeded(program(*arguments, "--list"))) == [found]
     assert "docs_embedding_384_bit_hnsw  hnsw    384  bit      complete" in succeeded(program("index", "docs", "--database-url", url, "--list"))
@@ -182,6 +184,8 @@ def test_what_cannot_be_built_is_one_line(
         (["nowhere", *at], 'relation "nowhere" does not exist'),
         (["wide", "--dim", "100", *at], "was not trained for 100 dimensions"),
         (["wide", "--storage", "vector", *at], "an index holds 2000 dimensions of a vector at most, not 2048"),
+        (["docs", "--m", "1", *at], 'value 1 out of bounds for option "m"'),
+        (["docs", "--lists", "9", *at], 'unrecognized parameter "lists"'),
         (["docs", "--memory", "much", *at], 'invalid value for parameter "maintenance_work_mem": "much"'),
         (["docs", "--database-url", install.dsn(own_database, "app")], "must be owner of table docs"),
         (["docs"], "nothing runs here yet: run `nv-embed up`"),

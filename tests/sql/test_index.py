@@ -90,6 +90,8 @@ def make_index(db: Connection, arguments: str, table: str = "docs") -> str:
         ("storage => 'bit'", "(((public.binary_quantize(embedding))::bit(768)) public.bit_hamming_ops)"),
         ("dim => 384, storage => 'bit'", "(((public.binary_quantize(public.subvector(embedding, 1, 384)))::bit(384)) public.bit_hamming_ops)"),
         ("dim => 384, method => 'ivfflat'", "halfvec_cosine_ops) WITH (lists = 10)"),
+        ("dim => 384, method => 'ivfflat', lists => 20", "halfvec_cosine_ops) WITH (lists = 20)"),
+        ("dim => 384, m => 24, ef_construction => 100", "halfvec_cosine_ops) WITH (m = 24, ef_construction = 100)"),
     ],
 )
 def test_an_index_is_made_recognised_used_and_ranked_by_the_whole_vectors(
