@@ -30,7 +30,7 @@ down: ## Stop them
 	@if [ -x $(bin)/nv-embed ]; then $(bin)/nv-embed down; else echo 'nothing was set up here, so nothing runs'; fi
 
 test: setup ## All tests, on a real Postgres and a real sidecar
-	@$(bin)/python -m pytest -n $(or $(JOBS),2) --dist loadfile $(ARGS)
+	@$(bin)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: setup ## Ten minutes of changes while workers, sidecar and PostgreSQL are killed; MINUTES=1 for fewer, LIBRARY=1
 	@PYTHONPATH=tests $(bin)/python tests/chaos.py --minutes $(or $(MINUTES),10) $(if $(LIBRARY),--library)
