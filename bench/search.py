@@ -5,7 +5,7 @@ One table of synthetic vectors of 2048 dimensions (`synthetic.py` says how they 
 768 components, and their signs. Each index is read at several settings, all of them in turns on the same queries, and of each the cheapest is taken
 that finds as much of what exact search finds as is asked for. Then what nv_search() adds to the statement that it runs.
 
-    bench/search.py [--rows 100000] [--queries 200] [--without-full] [--long] [--plot FILE.png]
+    bench/search.py [--rows 100000] [--queries 200] [--ef-construction 200] [--m 16] [--without-full] [--long] [--plot FILE.png]
 
 What bounds a search is the number of pages that it touches. A half-precision vector of 2048 components takes a page of the index, 384 of them a
 tenth, signs a thirtieth; a stored vector that re-scores takes three pieces of TOAST. The result says how many pages each plan touched.
@@ -65,6 +65,8 @@ SETTINGS = {
     "max_parallel_workers": BUILDERS,
     "max_worker_processes": "20",
 }
+M, EF_CONSTRUCTION = 16, 200
+"""Of the graphs; pgvector's own are 16 and 64."""
 WIDTHS = (10, 20, 40, 80, 120, 200, 300, 400, 600, 800, 1000)
 """Of hnsw.ef_search."""
 
@@ -168,6 +170,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--m", type=int, default=M)
+    parser.add_argument("--ef-construction", type=int, default=EF_CONSTRUCTION)
     parser.add_argument("--without-full", action="store_true", help="leave out the index of whole vectors, which takes hours to build for millions")
     parser.add_argument("--long", action="store_true", help="the same as --rows 1000000 --without-full")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw what each index finds in which time")
@@ -181,7 +185,9 @@ def main() -> None:
     wanted, cosines = nearest(collection, queries, K)
     with database() as db:
         loaded_s = load(db, collection)
-        found = run(db, [NARROW, WIDE, BITS] if options.without_full else [FULL, NARROW, WIDE, BITS], queries, wanted, options.rounds)
+        indexes = [NARROW, WIDE, BITS] if options.without_full else [FULL, NARROW, WIDE, BITS]
+        built = {index.name: build(db, index, options.m, options.ef_construction) for index in indexes}
+        found = run(db, indexes, built, queries, wanted, options.rounds)
     text = "\n".join(
         [
             f"# search, {options.rows:,} vectors of {DIM} dimensions",
@@ -192,6 +198,7 @@ def main() -> None:
             "",
             *(line for least in (HIGH, FAIR) for line in (f"## At a recall of {least}", "", results(found, least), "")),
             *ratios(found),
+            f"- graphs of m {options.m} and ef_construction {options.ef_construction}",
             f"- {machine()}; load average before: {before:.1f}",
             "",
         ]
@@ -220,8 +227,7 @@ def database() -> Iterator[Connection]:
             yield db
 
 
-def run(db: Connection, indexes: Sequence[Index], queries: Floats, wanted: Any, rounds: int) -> Found:
-    built = {index.name: build(db, index) for index in indexes}
+def run(db: Connection, indexes: Sequence[Index], built: dict[str, Built], queries: Floats, wanted: Any, rounds: int) -> Found:
     db.execute("SELECT pg_prewarm(index) FROM nv_embed.vector_indexes('docs')")
     db.execute("SELECT pg_prewarm('docs'), pg_prewarm(reltoastrelid) FROM pg_class WHERE oid = 'docs'::regclass")
     say("searching exactly")
@@ -257,10 +263,11 @@ def load(db: Connection, collection: Collection) -> float:
     return time.perf_counter() - begun
 
 
-def build(db: Connection, index: Index) -> Built:
+def build(db: Connection, index: Index, m: int = M, ef_construction: int = EF_CONSTRUCTION) -> Built:
     say(f"building the index: {index.name}")
     row = db.execute(
-        "SELECT nv_embed.create_index_sql('docs', dim => %s, storage => %s, concurrently => false)", [index.dim, index.storage]
+        "SELECT nv_embed.create_index_sql('docs', dim => %s, storage => %s, concurrently => false, m => %s, ef_construction => %s)",
+        [index.dim, index.storage, m, ef_construction],
     ).fetchone()
     assert row is not None
     begun = time.perf_counter()
