@@ -167,10 +167,10 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    rows CONSTANT float8 := (
-        SELECT coalesce(sum(c.reltuples), 0) FROM nv_embed.partitions(holder) AS t JOIN pg_class AS c ON c.oid = t.part WHERE t.is_leaf AND c.reltuples > 0
-    );
-    advised CONSTANT int := CASE method WHEN 'ivfflat' THEN greatest(least(rows / 1000, sqrt(rows)), 10) END;
+    advised CONSTANT int := CASE method WHEN 'ivfflat' THEN (
+        SELECT greatest(least(sum(c.reltuples) / 1000, sqrt(sum(c.reltuples))), 10)
+        FROM nv_embed.partitions(holder) AS t JOIN pg_class AS c ON c.oid = t.part WHERE t.is_leaf AND c.reltuples > 0
+    ) END;
     options CONSTANT text := concat_ws(', ', 'm = ' || m, 'ef_construction = ' || ef_construction, 'lists = ' || coalesce(lists, advised));
 BEGIN
     RETURN CASE options WHEN '' THEN '' ELSE format(' WITH (%s)', options) END;
