@@ -3,9 +3,11 @@ What a search costs, and what it finds.
 
 One table of synthetic vectors of 2048 dimensions (`synthetic.py` says how they lie), and four indexes on it: the whole vectors, their first 384 and
 768 components, and their signs. Each index is read at several settings, all of them in turns on the same queries, and of each the cheapest is taken
-that finds as much of what exact search finds as is asked for. Then what nv_search() adds to the statement that it runs.
+that finds as much of what exact search finds as is asked for. Then what nv_search() adds to the statement that it runs. All of it twice: with
+shared_buffers that hold everything, and with some that hold the index of 384 components but not the one of whole vectors, whose pages then come from
+the system's cache.
 
-    bench/search.py [--rows 100000] [--queries 200] [--ef-construction 200] [--m 16] [--without-full] [--long] [--plot FILE.png]
+    bench/search.py [--rows 100000] [--queries 200] [--ef-construction 400] [--m 16] [--without-full] [--long] [--buffers 8GB 256MB] [--plot FILE.png]
 
 What bounds a search is the number of pages that it touches. A half-precision vector of 2048 components takes a page of the index, 384 of them a
 tenth, signs a thirtieth; a stored vector that re-scores takes three pieces of TOAST. The result says how many pages each plan touched.
@@ -17,9 +19,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from servers import running_cluster, shared_folder
 from synthetic import DECAY, Collection, Floats, nearest, recall
 
 from nv_embed import library
+from nv_embed.cluster import Cluster
 
 Connection = psycopg.Connection[Any]
 
@@ -58,8 +61,8 @@ BY_HAND = f"""
     LIMIT {K}
 """
 BUILDERS = str(min((os.cpu_count() or 2) - 1, 15))
+BUFFERS = ("8GB", "256MB")
 SETTINGS = {
-    "shared_buffers": "8GB",
     "maintenance_work_mem": "4GB",
     "max_parallel_maintenance_workers": BUILDERS,
     "max_parallel_workers": BUILDERS,
@@ -127,6 +130,9 @@ class Plan:
     def p95(self) -> float:
         return percentile(self.seconds, 95)
 
+    def point(self) -> "Point":
+        return Point(self.index.name, self.width, self.candidates, self.recall(), self.p95())
+
 
 @dataclass(frozen=True)
 class Point:
@@ -172,6 +178,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--m", type=int, default=M)
     parser.add_argument("--ef-construction", type=int, default=EF_CONSTRUCTION)
+    parser.add_argument("--buffers", nargs="+", default=BUFFERS, metavar="SIZE", help="shared_buffers, one after the other")
     parser.add_argument("--without-full", action="store_true", help="leave out the index of whole vectors, which takes hours to build for millions")
     parser.add_argument("--long", action="store_true", help="the same as --rows 1000000 --without-full")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw what each index finds in which time")
@@ -183,11 +190,16 @@ def main() -> None:
     collection = Collection(options.rows, DIM)
     queries = collection.queries(options.queries)
     wanted, cosines = nearest(collection, queries, K)
-    with database() as db:
-        loaded_s = load(db, collection)
-        indexes = [NARROW, WIDE, BITS] if options.without_full else [FULL, NARROW, WIDE, BITS]
-        built = {index.name: build(db, index, options.m, options.ef_construction) for index in indexes}
-        found = run(db, indexes, built, queries, wanted, options.rounds)
+    indexes = [NARROW, WIDE, BITS] if options.without_full else [FULL, NARROW, WIDE, BITS]
+    with a_cluster() as cluster:
+        with opened(cluster, options.buffers[0]) as db:
+            loaded_s = load(db, collection)
+            built = {index.name: build(db, index, options.m, options.ef_construction) for index in indexes}
+        runs = {}
+        for buffers in options.buffers:
+            with opened(cluster, buffers) as db:
+                runs[buffers] = run(db, indexes, built, queries, wanted, options.rounds)
+    settings = ", ".join(f"{name} {value}" for name, value in SETTINGS.items())
     text = "\n".join(
         [
             f"# search, {options.rows:,} vectors of {DIM} dimensions",
@@ -196,24 +208,32 @@ def main() -> None:
             f" Exact search by a prefix alone finds {prefix_recall(collection, queries, wanted, 384):.3f} of them by 384 components, and"
             f" {prefix_recall(collection, queries, wanted, 768):.3f} by 768. Loaded by COPY in {loaded_s:.0f} s.",
             "",
-            *(line for least in (HIGH, FAIR) for line in (f"## At a recall of {least}", "", results(found, least), "")),
-            *ratios(found),
-            f"- graphs of m {options.m} and ef_construction {options.ef_construction}",
+            *(line for buffers, found in runs.items() for line in section(buffers, found)),
+            f"- graphs of m {options.m} and ef_construction {options.ef_construction}; the vectors' spectrum decays as (i + 1) ** -{DECAY}",
+            f"- settings of the server: {settings}",
             f"- {machine()}; load average before: {before:.1f}",
             "",
         ]
     )
     print(text)
     keep(f"search-{options.rows}", text)
-    points = [Point(plan.index.name, plan.width, plan.candidates, plan.recall(), plan.p95()) for plan in found.plans]
+    points = {
+        buffers: [Point(plan.index.name, plan.width, plan.candidates, plan.recall(), plan.p95()) for plan in found.plans]
+        for buffers, found in runs.items()
+    }
     if options.points:
-        options.points.write_text(json.dumps([asdict(point) for point in points]))
+        options.points.write_text(json.dumps({buffers: [asdict(point) for point in drawn] for buffers, drawn in points.items()}))
     if options.plot:
         plot(points, options.plot, options.rows)
 
 
+def section(buffers: str, found: Found) -> list[str]:
+    tables = (line for least in (HIGH, FAIR) for line in (f"### At a recall of {least}", "", results(found, least), ""))
+    return [f"## shared_buffers {buffers}", "", *tables, *ratios(found), ""]
+
+
 @contextmanager
-def database() -> Iterator[Connection]:
+def a_cluster() -> Iterator[Cluster]:
     """With nv_embed as a library, which needs no sidecar."""
     with shared_folder() as folder, running_cluster(folder, **SETTINGS) as cluster:
         cluster.create_database("bench")
@@ -222,9 +242,19 @@ def database() -> Iterator[Connection]:
         with cluster.connect("bench") as db:
             db.execute("CREATE EXTENSION pg_prewarm")
             db.execute("SELECT nv_embed.record_models(%s)", [json.dumps([MODEL])])
-            register_vector(db)
-            db.prepared_max = None
-            yield db
+        yield cluster
+
+
+@contextmanager
+def opened(cluster: Cluster, buffers: str) -> Iterator[Connection]:
+    """A connection to the cluster, started anew with shared_buffers of this size."""
+    cluster.stop()
+    resized = replace(cluster, settings={**cluster.settings, "shared_buffers": buffers})
+    resized.start()
+    with resized.connect("bench") as db:
+        register_vector(db)
+        db.prepared_max = None
+        yield db
 
 
 def run(db: Connection, indexes: Sequence[Index], built: dict[str, Built], queries: Floats, wanted: Any, rounds: int) -> Found:
@@ -404,40 +434,45 @@ def ratios(found: Found) -> list[str]:
         ratio = statistics.median(found.exact) / statistics.median(chosen[NARROW.name].seconds)
         lines.append(f"- exact over 384 + re-score at a recall of {HIGH}, medians: × {ratio:.0f}")
     whole, by_hand = (1000 * seconds for seconds in found.nv_search)
-    settings = ", ".join(f"{name} {value}" for name, value in SETTINGS.items())
     return [
         *lines,
         f"- nv_search() adds **{whole - by_hand:.2f} ms** to the statement by hand, {whole:.2f} against {by_hand:.2f} ms, medians (wanted: 1 ms)",
-        f"- the vectors' spectrum decays as (i + 1) ** -{DECAY}; settings of the server: {settings}",
     ]
 
 
-def plot(points: Sequence[Point], file: Path, rows: int) -> None:
-    """Recall against the 95th percentile; of each index the settings that none other beats in both."""
+def plot(points: Mapping[str, Sequence[Point]], file: Path, rows: int) -> None:
+    """Recall against the 95th percentile, for each shared_buffers; of each index the settings that none other beats in both."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for name in dict.fromkeys(point.index for point in points):
-        best: list[tuple[float, float]] = []
-        for point in sorted((point for point in points if point.index == name), key=lambda point: point.p95_s):
-            if not best or point.recall > best[-1][1]:
-                best.append((1000 * point.p95_s, point.recall))
-        axes.plot([x for x, _ in best], [1 - y + 1e-4 for _, y in best], marker="o", label=name)
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="95th percentile of a search, ms",
-        ylabel="missed of the 10 nearest",
-        title=f"{rows:,} vectors of {DIM} dimensions",
-    )
-    axes.invert_yaxis()
-    axes.grid(True, which="both", alpha=0.3)
-    axes.legend()
+    figure, panels = pyplot.subplots(1, len(points), figsize=(1 + 5 * len(points), 4.5), sharex=True, sharey=True, squeeze=False)
+    for axes, (buffers, drawn) in zip(panels[0], points.items(), strict=True):
+        for name in dict.fromkeys(point.index for point in drawn):
+            best = unbeaten([point for point in drawn if point.index == name])
+            axes.plot([1000 * point.p95_s for point in best], [1 - point.recall + 1e-4 for point in best], marker="o", label=name)
+        axes.set(
+            xscale="log",
+            yscale="log",
+            xlabel="95th percentile of a search, ms",
+            title=f"{rows:,} vectors, shared_buffers {buffers}",
+        )
+        axes.grid(True, which="both", alpha=0.3)
+    panels[0][0].set_ylabel("missed of the 10 nearest")
+    panels[0][0].invert_yaxis()
+    panels[0][0].legend()
     figure.tight_layout()
     figure.savefig(file, dpi=90)
+
+
+def unbeaten(points: Sequence[Point]) -> list[Point]:
+    """Those that none finds more than in less time, quickest first."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda point: point.p95_s):
+        if not best or point.recall > best[-1].recall:
+            best.append(point)
+    return best
 
 
 if __name__ == "__main__":
