@@ -43,7 +43,8 @@ DIM, K = 2048, 10
 MODEL = {"name": "synthetic", "revision": "1", "native_dim": DIM, "trained_dims": [DIM, 768, 384], "declared_dims": []}
 ASKED = f"%(query)b::halfvec({DIM})"
 EXACTLY = f"SELECT id FROM docs ORDER BY 0 + (embedding <=> {ASKED}) LIMIT {K}"
-HIGH, FAIR = 0.999, 0.99
+LEVELS = (0.999, 0.998, 0.99)
+"""Recalls to be reached. Whole vectors' graphs were not seen to go beyond 0.998, with m 24 neither."""
 EXACT_QUERIES = 20
 LONG_ROWS = 1_000_000
 NV_SEARCH = f"SELECT (hit).id, (hit).body, score FROM nv_search(NULL::docs, %(whole)b::vector, k => {K}, dim => 384)"
@@ -68,7 +69,7 @@ SETTINGS = {
     "max_parallel_workers": BUILDERS,
     "max_worker_processes": "20",
 }
-M, EF_CONSTRUCTION = 16, 200
+M, EF_CONSTRUCTION = 16, 400
 """Of the graphs; pgvector's own are 16 and 64."""
 WIDTHS = (10, 20, 40, 80, 120, 200, 300, 400, 600, 800, 1000)
 """Of hnsw.ef_search."""
@@ -100,7 +101,7 @@ class Index:
 
 
 FULL = Index("whole", "halfvec", DIM)
-NARROW = Index("384 + re-score", "halfvec", 384, (20, 40, 80, 160, 240))
+NARROW = Index("384 + re-score", "halfvec", 384, (20, 40, 80, 120, 160, 240))
 WIDE = Index("768 + re-score", "halfvec", 768, (20, 40, 80))
 BITS = Index("bits + re-score", "bit", DIM, (160, 400, 1000))
 
@@ -159,7 +160,7 @@ class Found:
         exact: seconds of each exact search.
         plans: every setting that was tried.
         chosen: by the recall asked for, the cheapest setting of each index.
-        pages: that the plans with the high recall touched.
+        pages: that each of these plans touched.
         nv_search: median seconds of nv_search, and of the same statement by hand.
     """
 
@@ -167,7 +168,7 @@ class Found:
     exact: list[float]
     plans: list[Plan]
     chosen: dict[float, dict[str, Plan]]
-    pages: dict[str, int]
+    pages: dict[float, dict[str, int]]
     nv_search: tuple[float, float]
 
 
@@ -228,7 +229,7 @@ def main() -> None:
 
 
 def section(buffers: str, found: Found) -> list[str]:
-    tables = (line for least in (HIGH, FAIR) for line in (f"### At a recall of {least}", "", results(found, least), ""))
+    tables = (line for least in LEVELS for line in (f"### At a recall of {least}", "", results(found, least), ""))
     return [f"## shared_buffers {buffers}", "", *tables, *ratios(found), ""]
 
 
@@ -264,10 +265,10 @@ def run(db: Connection, indexes: Sequence[Index], built: dict[str, Built], queri
     exact = search_exactly(db, queries[:EXACT_QUERIES], wanted)
     plans = sweep(db, indexes, queries, wanted)
     say("the cheapest settings again")
-    chosen = {least: choose(plans, indexes, least) for least in (HIGH, FAIR)}
+    chosen = {least: choose(plans, indexes, least) for least in LEVELS}
     measure(db, [plan for selection in chosen.values() for plan in selection.values()], queries, wanted, rounds)
     say("nv_search beside its statement")
-    pages = {plan.index.name: pages_touched(db, plan, queries[0]) for plan in chosen[HIGH].values()}
+    pages = {least: {plan.index.name: pages_touched(db, plan, queries[0]) for plan in chosen[least].values()} for least in LEVELS}
     return Found(built, exact, plans, chosen, pages, nv_search_adds(db, queries, rounds))
 
 
@@ -391,7 +392,7 @@ def nv_search_adds(db: Connection, queries: Floats, rounds: int) -> tuple[float,
 
     Both get the query in binary: reading the text of a vector takes about as long as what is measured, and the statement has it twice.
     """
-    db.execute("SET hnsw.ef_search = 40")
+    db.execute("RESET plan_cache_mode; RESET enable_sort; SET hnsw.ef_search = 40")
     statements = {"nv_search": NV_SEARCH, "by hand": BY_HAND}
     seconds: dict[str, list[float]] = {name: [] for name in statements}
     answers: dict[str, list[Any]] = {name: [] for name in statements}
@@ -412,27 +413,30 @@ def results(found: Found, least: float) -> str:
     rows = []
     for name, built in found.built.items():
         plan = found.chosen[least].get(name)
-        measured = ["not reached", *[""] * 5] if plan is None else as_cells(plan, found.pages.get(name) if least == HIGH else None)
+        measured = ["not reached", *[""] * 5] if plan is None else as_cells(plan, found.pages[least][name])
         rows.append((name, *measured, f"{built.bytes / 1e6:.0f}", f"{built.seconds:.0f}"))
     median, p95 = statistics.median(found.exact), percentile(found.exact, 95)
     return table(header, [*rows, ("exact, no index", "1", f"{1000 * median:.0f}", f"{1000 * p95:.0f}", "", "", "", "0", "0")])
 
 
-def as_cells(plan: Plan, pages: int | None) -> list[str]:
+def as_cells(plan: Plan, pages: int) -> list[str]:
     median = f"{1000 * statistics.median(plan.seconds):.2f}"
-    return [f"{plan.recall():.4f}", median, f"{1000 * plan.p95():.2f}", str(plan.width), str(plan.candidates), str(pages or "")]
+    return [f"{plan.recall():.4f}", median, f"{1000 * plan.p95():.2f}", str(plan.width), str(plan.candidates), str(pages)]
 
 
 def ratios(found: Found) -> list[str]:
-    chosen, built, lines = found.chosen[HIGH], found.built, []
+    built, lines = found.built, []
     if FULL.name in built:
         lines.append(f"- bytes of the index, whole over 384: **× {built[FULL.name].bytes / built[NARROW.name].bytes:.1f}** (wanted: 5)")
-    if FULL.name in chosen and NARROW.name in chosen:
-        ratio = chosen[FULL.name].p95() / chosen[NARROW.name].p95()
-        lines.append(f"- p95 at a recall of {HIGH}, whole over 384 + re-score: **× {ratio:.2f}** (wanted: 2)")
-    if NARROW.name in chosen:
-        ratio = statistics.median(found.exact) / statistics.median(chosen[NARROW.name].seconds)
-        lines.append(f"- exact over 384 + re-score at a recall of {HIGH}, medians: × {ratio:.0f}")
+    for least in LEVELS:
+        chosen = found.chosen[least]
+        if FULL.name in chosen and NARROW.name in chosen:
+            ratio = chosen[FULL.name].p95() / chosen[NARROW.name].p95()
+            lines.append(f"- p95 at a recall of {least}, whole over 384 + re-score: **× {ratio:.2f}** (wanted: 2)")
+    for least in LEVELS:
+        if NARROW.name in found.chosen[least]:
+            ratio = statistics.median(found.exact) / statistics.median(found.chosen[least][NARROW.name].seconds)
+            lines.append(f"- exact over 384 + re-score at a recall of {least}, medians: × {ratio:.0f}")
     whole, by_hand = (1000 * seconds for seconds in found.nv_search)
     return [
         *lines,

@@ -29,11 +29,7 @@ LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN (
-        SELECT format('%I.%I(%s)', n.nspname, storage, dim)
-        FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace
-        WHERE e.extname = 'vector'
-    );
+    RETURN format('%s(%s)', nv_embed.storage_type(storage), dim);
 END
 $$;
 

@@ -4,18 +4,26 @@
 -- the very form in which Postgres prints it: an index is known by comparing texts, and a query that orders by the same expression is one that the planner can
 -- answer from the index.
 
+-- Each search asks for much of this, so it has SQL-standard bodies, which the planner puts in place: names are bound when the function is made, pgvector's
+-- types among them, wherever they are moved to.
+
 CREATE OR REPLACE FUNCTION nv_embed.pgvector_schema() RETURNS text
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN (SELECT quote_ident(n.nspname) FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace WHERE e.extname = 'vector');
-END
-$$;
+LANGUAGE sql STABLE
+RETURN left('vector'::regtype::text, -length('.vector'));
 
-COMMENT ON FUNCTION nv_embed.pgvector_schema() IS 'The schema of pgvector, quoted as needed.';
+COMMENT ON FUNCTION nv_embed.pgvector_schema() IS 'The schema of pgvector, quoted as needed. Wants a search_path without it.';
 
--- Each search asks for all of this, so it has SQL-standard bodies, which the planner puts in place: names are bound when the function is made.
+CREATE OR REPLACE FUNCTION nv_embed.storage_type(storage text) RETURNS regtype
+LANGUAGE sql IMMUTABLE
+RETURN CASE storage WHEN 'halfvec' THEN 'halfvec'::regtype WHEN 'vector' THEN 'vector'::regtype WHEN 'bit' THEN 'bit'::regtype END;
+
+COMMENT ON FUNCTION nv_embed.storage_type(text) IS 'The type of vectors stored so.';
+
+CREATE OR REPLACE FUNCTION nv_embed.type_storage(type oid) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN CASE type WHEN 'halfvec'::regtype THEN 'halfvec' WHEN 'vector'::regtype THEN 'vector' WHEN 'bit'::regtype THEN 'bit' END;
+
+COMMENT ON FUNCTION nv_embed.type_storage(oid) IS 'The storage that storage_type has this type for.';
 
 -- Cosine distance ignores length, so a prefix need not be normalised again.
 CREATE OR REPLACE FUNCTION nv_embed.prefix_sql(g nv_embed.generation, pgvector text, dim int, vector text) RETURNS text
@@ -45,17 +53,17 @@ CREATE OR REPLACE FUNCTION nv_embed.find_indexes(holder regclass, g nv_embed.gen
 RETURNS TABLE (index regclass, method text, dim int, storage text, is_valid boolean, is_partial boolean, lists int)
 LANGUAGE sql STABLE ROWS 3
 BEGIN ATOMIC
-    SELECT i.indexrelid::regclass, m.amname::text, a.atttypmod, t.typname::text, i.indisvalid, i.indpred IS NOT NULL,
-        CASE m.amname WHEN 'ivfflat' THEN coalesce(substring(array_to_string(c.reloptions, ' ') FROM 'lists=(\d+)')::int, 100) END
+    SELECT i.indexrelid::regclass, m.amname::text, a.atttypmod, nv_embed.type_storage(a.atttypid), i.indisvalid, i.indpred IS NOT NULL,
+        CASE m.amname WHEN 'ivfflat' THEN coalesce(
+            (SELECT substring(array_to_string(c.reloptions, ' ') FROM 'lists=(\d+)')::int FROM pg_class AS c WHERE c.oid = i.indexrelid), 100
+        ) END
     FROM pg_index AS i
-    JOIN pg_class AS c ON c.oid = i.indexrelid
-    JOIN pg_am AS m ON m.oid = c.relam AND m.amname IN ('hnsw', 'ivfflat')
     JOIN pg_attribute AS a ON a.attrelid = i.indexrelid AND a.attnum = 1
-    JOIN pg_type AS t ON t.oid = a.atttypid
-    JOIN pg_opclass AS o ON o.opcmethod = c.relam AND o.opcname = nv_embed.opclass(t.typname::text)::name AND o.oid = i.indclass[0]
+    JOIN pg_opclass AS o ON o.oid = i.indclass[0] AND o.opcname = nv_embed.opclass(nv_embed.type_storage(a.atttypid))::name
+    JOIN pg_am AS m ON m.oid = o.opcmethod AND m.amname IN ('hnsw', 'ivfflat')
     WHERE i.indrelid = holder
         AND btrim(pg_get_indexdef(i.indexrelid, 1, false), '()')
-            = btrim(nv_embed.indexed_sql(g, pgvector, t.typname::text, a.atttypmod, quote_ident((g).target)), '()');
+            = btrim(nv_embed.indexed_sql(g, pgvector, nv_embed.type_storage(a.atttypid), a.atttypmod, quote_ident((g).target)), '()');
 END;
 
 COMMENT ON FUNCTION nv_embed.find_indexes(regclass, nv_embed.generation, text)

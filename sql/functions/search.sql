@@ -147,9 +147,9 @@ BEGIN
         RETURN format(
             $sql$
                 SELECT ROW(%1$s)::%2$s AS hit, %3$s AS score, NULL::pg_catalog.int4 AS seq, NULL::pg_catalog.int4 AS start_char, NULL::pg_catalog.int4 AS end_char,
-                    NULL::pg_catalog.text AS content, nv_embed_found AS found, nv_embed_found AS proposed
+                    NULL::pg_catalog.text AS content, pg_catalog.count(*) OVER () AS found, pg_catalog.count(*) OVER () AS proposed
                 FROM (
-                    SELECT nv_embed_near.*, %4$s AS nv_embed_rank, pg_catalog.count(*) OVER () AS nv_embed_found
+                    SELECT nv_embed_near.*, %4$s AS nv_embed_rank
                     FROM (
                         SELECT %5$s.*, %5$s.%6$I AS nv_embed_vector, %7$s AS nv_embed_distance
                         FROM %2$s
@@ -196,7 +196,7 @@ END
 $$;
 
 COMMENT ON FUNCTION nv_embed.search_sql(record, text, int, boolean, boolean, int, bigint, text)
-    IS 'The statement of nv_search; its $1 is the query''s vector. With each row it gives how many rows it found, and from how many candidates.';
+    IS 'The statement of nv_search; its $1 is the query''s vector. With each row it gives how many it found and, should they be fewer than k, from how many candidates.';
 
 -- All that a search asks of the catalog, at once: each statement of its own would cost as much as all of this.
 CREATE OR REPLACE FUNCTION nv_embed.look_up(row_type regtype, target name, wanted_dim int, rescore boolean)
@@ -206,10 +206,10 @@ RETURNS TABLE (
 )
 LANGUAGE sql STABLE ROWS 1
 BEGIN ATOMIC
-    SELECT c.oid::regclass, g, quote_ident(v.nspname), quote_ident(c.relname), format('%I.%I', n.nspname, c.relname), s.columns, s.key,
+    SELECT c.oid::regclass, g, nv_embed.pgvector_schema(), quote_ident(c.relname), format('%I.%I', n.nspname, c.relname), s.columns, s.key,
         (
-            c.relkind IN ('r', 'p') AND NOT c.relhasrules AND h.relkind IN ('r', 'p') AND NOT h.relhasrules AND h.relowner = c.relowner
-            AND a.atttypmod = g.dim AND t.typname = g.storage AND t.typnamespace = x.extnamespace
+            c.relkind IN ('r', 'p') AND NOT c.relhasrules AND (g.chunks IS NULL OR h.relkind IN ('r', 'p') AND NOT h.relhasrules AND h.relowner = c.relowner)
+            AND a.atttypmod = g.dim AND a.atttypid = nv_embed.storage_type(g.storage)
         ) IS TRUE,
         i.dim, i.storage, i.is_partial, i.lists
     FROM pg_type AS y
@@ -217,12 +217,9 @@ BEGIN ATOMIC
     JOIN pg_namespace AS n ON n.oid = c.relnamespace
     JOIN nv_embed.embedding AS e ON e.relation = c.oid AND e.target = look_up.target
     JOIN nv_embed.generation AS g ON g.embedding = e.id AND g.state = 'live'
-    JOIN pg_extension AS x ON x.extname = 'vector'
-    JOIN pg_namespace AS v ON v.oid = x.extnamespace
-    LEFT JOIN pg_class AS h ON h.oid = coalesce(g.chunks, c.oid)
-    LEFT JOIN pg_attribute AS a ON a.attrelid = h.oid AND a.attname = g.target
-    LEFT JOIN pg_type AS t ON t.oid = a.atttypid
-    LEFT JOIN LATERAL nv_embed.choose_index(g, coalesce(g.chunks, c.oid::regclass), quote_ident(v.nspname), wanted_dim, rescore) AS i ON true
+    LEFT JOIN pg_class AS h ON h.oid = g.chunks
+    LEFT JOIN pg_attribute AS a ON a.attrelid = coalesce(g.chunks, c.oid) AND a.attname = g.target
+    LEFT JOIN LATERAL nv_embed.choose_index(g, coalesce(g.chunks, c.oid::regclass), nv_embed.pgvector_schema(), wanted_dim, rescore) AS i ON true
     CROSS JOIN LATERAL (
         SELECT
             (
@@ -230,11 +227,9 @@ BEGIN ATOMIC
                 FROM pg_attribute AS u WHERE u.attrelid = c.oid AND u.attnum > 0 AND NOT u.attisdropped
             ) AS columns,
             (
-                SELECT string_agg(quote_ident(u.attname), ', ' ORDER BY k.place)
-                FROM pg_index AS p
-                CROSS JOIN LATERAL unnest(p.indkey) WITH ORDINALITY AS k (attnum, place)
-                JOIN pg_attribute AS u ON u.attrelid = c.oid AND u.attnum = k.attnum
-                WHERE p.indrelid = c.oid AND p.indisprimary AND k.place <= p.indnkeyatts
+                SELECT string_agg(pg_get_indexdef(p.indexrelid, k.place, false), ', ' ORDER BY k.place)
+                FROM pg_index AS p CROSS JOIN LATERAL generate_series(1, p.indnkeyatts) AS k (place)
+                WHERE p.indrelid = c.oid AND p.indisprimary
             ) AS key
     ) AS s
     WHERE y.oid = row_type;
@@ -278,6 +273,7 @@ CREATE OR REPLACE FUNCTION nv_embed.find_searched(row_type regtype, target name,
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
 AS $$
 DECLARE
     t record;
