@@ -43,23 +43,41 @@ ALTER TABLE nv_embed.embedding
     ADD CONSTRAINT embedding_mode_check CHECK (mode IN ('sync', 'async', 'off')),
     ADD COLUMN chunk_tokens int CHECK (chunk_tokens > 0),
     ADD COLUMN chunk_overlap int NOT NULL DEFAULT 0 CHECK (chunk_overlap >= 0);
-ALTER TABLE nv_embed.generation ADD COLUMN chunks regclass;
+ALTER TABLE nv_embed.generation
+    DROP CONSTRAINT generation_state_check,
+    ADD CONSTRAINT generation_state_check CHECK (state IN ('planned', 'next', 'live', 'previous')),
+    ADD COLUMN chunks regclass,
+    ADD COLUMN attrelid oid,
+    ADD COLUMN attnum smallint,
+    ADD COLUMN version int NOT NULL DEFAULT 1;
+UPDATE nv_embed.generation AS g
+SET attrelid = a.attrelid, attnum = a.attnum
+FROM nv_embed.embedding AS e JOIN pg_catalog.pg_attribute AS a ON a.attrelid = e.relation
+WHERE e.id = g.embedding AND a.attname = g.target;
 COMMENT ON COLUMN nv_embed.embedding.chunk_tokens IS 'Tokens of a piece at most; NULL where a row is embedded whole.';
 COMMENT ON COLUMN nv_embed.embedding.chunk_overlap IS 'Tokens that a piece repeats of the one before.';
 COMMENT ON COLUMN nv_embed.generation.target IS 'The column that holds this generation''s vectors: of the user''s table, or of the chunk table.';
 COMMENT ON COLUMN nv_embed.generation.chunks IS 'The chunk table; NULL where a row is embedded whole.';
+COMMENT ON COLUMN nv_embed.generation.state IS 'live answers searches; next is being filled, previous was live before; planned has no column yet.';
+COMMENT ON COLUMN nv_embed.generation.attrelid IS 'The table whose column attnum is target. Not a regclass: in a restored dump it is no table''s, and the name holds.';
+COMMENT ON COLUMN nv_embed.generation.attnum IS 'The column''s number: its name changes hands at a cut-over, which a reader with an older snapshot does not see.';
+COMMENT ON COLUMN nv_embed.generation.version IS 'Of the live one: grows whenever its embedding''s generations change. The triggers carry it too: a writer whose snapshot has another is refused.';
 GRANT UPDATE (mode, truncate) ON nv_embed.embedding TO PUBLIC;
+GRANT UPDATE (state, target, attrelid, attnum, version) ON nv_embed.generation TO PUBLIC;
 GRANT INSERT (chunk_tokens, chunk_overlap) ON nv_embed.embedding TO PUBLIC;
-GRANT INSERT (chunks) ON nv_embed.generation TO PUBLIC;
+GRANT INSERT (state, chunks) ON nv_embed.generation TO PUBLIC;
 
 -- @include schema/job.sql
 -- @include schema/tally.sql
 -- @include schema/worker.sql
+-- @include schema/reembedding.sql
 
 SELECT pg_catalog.pg_extension_config_dump('nv_embed.job', '');
 SELECT pg_catalog.pg_extension_config_dump('nv_embed.backfill', '');
 SELECT pg_catalog.pg_extension_config_dump('nv_embed.tally', '');
 SELECT pg_catalog.pg_extension_config_dump('nv_embed.job_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('nv_embed.reembedding', '');
+SELECT pg_catalog.pg_extension_config_dump('nv_embed.reembedding_id_seq', '');
 
 -- @include functions
 
@@ -70,7 +88,7 @@ DECLARE
     e nv_embed.embedding;
 BEGIN
     FOR e IN SELECT * FROM nv_embed.embedding AS s ORDER BY s.id LOOP
-        PERFORM nv_embed.add_triggers(e.relation, e.id);
+        PERFORM nv_embed.set_triggers(e, 1);
         BEGIN
             PERFORM nv_embed.begin_backfill(e.relation, e.target);
         EXCEPTION WHEN undefined_column THEN

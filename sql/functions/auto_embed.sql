@@ -189,11 +189,11 @@ COMMENT ON FUNCTION nv_embed.check_options(text, text, int, int, text) IS 'Raise
 
 -- One trigger an event, because transition tables allow neither a column list nor several events. The names say in which order they run: first what
 -- queues, then what writes vectors, with the rights of whoever wrote the rows.
-CREATE OR REPLACE FUNCTION nv_embed.triggers(id bigint) RETURNS TABLE (trigger_name name, definition text)
+CREATE OR REPLACE FUNCTION nv_embed.triggers(id bigint, version int) RETURNS TABLE (trigger_name name, definition text)
 LANGUAGE sql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT format('nv_embed_%s_%s', id, t.name), format('AFTER %s FOR EACH STATEMENT EXECUTE FUNCTION nv_embed.%I(%L)', t.event, t.function, id)
+    SELECT format('nv_embed_%s_%s', id, t.name), format('AFTER %s FOR EACH STATEMENT EXECUTE FUNCTION nv_embed.%I(%L, %L)', t.event, t.function, id, version)
     FROM (
         VALUES
             ('1_queue_insert', 'INSERT ON %s REFERENCING NEW TABLE AS new_rows', 'queue_written_rows'),
@@ -205,22 +205,40 @@ BEGIN ATOMIC
     ) AS t (name, event, function);
 END;
 
-COMMENT ON FUNCTION nv_embed.triggers(bigint) IS 'The triggers of an embedding; in their definitions %s is the table.';
+COMMENT ON FUNCTION nv_embed.triggers(bigint, int) IS 'The triggers of an embedding; in their definitions %s is the table.';
 
-CREATE OR REPLACE FUNCTION nv_embed.add_triggers(relation regclass, id bigint) RETURNS void
+CREATE OR REPLACE FUNCTION nv_embed.set_triggers(e nv_embed.embedding, version int) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     t record;
 BEGIN
-    FOR t IN SELECT * FROM nv_embed.triggers(id) LOOP
-        EXECUTE format('CREATE TRIGGER %I ' || t.definition, t.trigger_name, nv_embed.qualified(relation));
+    PERFORM nv_embed.drop_triggers(e);
+    FOR t IN SELECT * FROM nv_embed.triggers(e.id, version) LOOP
+        EXECUTE format('CREATE TRIGGER %I ' || t.definition, t.trigger_name, nv_embed.qualified(e.relation));
     END LOOP;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.add_triggers(regclass, bigint) IS 'Makes an embedding''s triggers.';
+COMMENT ON FUNCTION nv_embed.set_triggers(nv_embed.embedding, int) IS 'Makes an embedding''s triggers, or makes them anew.';
+
+CREATE OR REPLACE FUNCTION nv_embed.drop_triggers(e nv_embed.embedding) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    trigger_name name;
+BEGIN
+    FOR trigger_name IN
+        SELECT t.trigger_name FROM nv_embed.triggers(e.id, 0) AS t JOIN pg_trigger AS g ON g.tgrelid = e.relation AND g.tgname = t.trigger_name
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', trigger_name, nv_embed.qualified(e.relation));
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.drop_triggers(nv_embed.embedding) IS 'Drops an embedding''s triggers.';
 
 -- The oid of a table that was dropped may come back as another table's.
 CREATE OR REPLACE FUNCTION nv_embed.forget_dropped() RETURNS void
@@ -270,7 +288,8 @@ BEGIN
     ELSE
         PERFORM nv_embed.guard_chunks(e, g);
     END IF;
-    PERFORM nv_embed.add_triggers(relation, e.id);
+    PERFORM nv_embed.number_column(e, g);
+    PERFORM nv_embed.set_triggers(e, g.version);
     RETURN e.id;
 END
 $$;
@@ -317,7 +336,7 @@ BEGIN
     PERFORM nv_embed.check_options(mode, storage, chunk_tokens, chunk_overlap, truncate);
     id := nv_embed.declare_embedding(relation, source, target, dim, model, mode, storage, chunk_tokens, chunk_overlap, truncate);
     IF NOT nv_embed.begin_backfill(relation, target) AND nv_embed.effective_mode(mode) OPERATOR(pg_catalog.<>) 'off' THEN
-        PERFORM nv_embed.fill_or_queue(relation, target);
+        PERFORM nv_embed.fill_or_queue(nv_embed.find_embedding(relation, target), nv_embed.live_generation(relation, target));
     END IF;
     RETURN id;
 END
@@ -352,29 +371,32 @@ CREATE OR REPLACE FUNCTION nv_embed.refresh(relation regclass, target name DEFAU
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    id CONSTANT bigint := (nv_embed.live_generation(relation, target)).id;
+    e CONSTANT nv_embed.embedding := nv_embed.find_embedding(relation, target);
+    g nv_embed.generation;
     found bigint;
+    live_found bigint;
 BEGIN
-    found := nv_embed.fill_or_queue(relation, target);
-    -- Rows that came where no trigger saw them, by a partition that was attached for instance, are counted too.
-    PERFORM nv_embed.count_rows(id);
-    DELETE FROM nv_embed.backfill AS b WHERE b.generation OPERATOR(pg_catalog.=) id;
-    RETURN found;
+    FOR g IN SELECT * FROM nv_embed.kept_generations(e.id) LOOP
+        found := nv_embed.fill_or_queue(e, g);
+        live_found := coalesce(live_found, found);
+        -- Rows that came where no trigger saw them, by a partition that was attached for instance, are counted too.
+        PERFORM nv_embed.count_rows(g.id);
+        DELETE FROM nv_embed.backfill AS b WHERE b.generation OPERATOR(pg_catalog.=) g.id;
+    END LOOP;
+    RETURN live_found;
 END
 $$;
 
 COMMENT ON FUNCTION nv_embed.refresh(regclass, name)
-    IS 'Queues every row that lacks a vector and has content, or embeds them at once where the mode is sync; returns how many.';
+    IS 'Queues every row that lacks a vector and has content, or embeds them at once where the mode is sync; returns how many. A re-embedding''s next generation is refreshed too.';
 
-CREATE OR REPLACE FUNCTION nv_embed.fill_or_queue(relation regclass, target name) RETURNS bigint
+CREATE OR REPLACE FUNCTION nv_embed.fill_or_queue(e nv_embed.embedding, g nv_embed.generation) RETURNS bigint
 LANGUAGE plpgsql
 SET extra_float_digits = 3
 SET datestyle = 'ISO, YMD'
 SET intervalstyle = 'postgres'
 AS $$
 DECLARE
-    e CONSTANT nv_embed.embedding := nv_embed.find_embedding(relation, target);
-    g CONSTANT nv_embed.generation := nv_embed.live_generation(relation, target);
     mode CONSTANT pg_catalog.text := CASE WHEN nv_embed.effective_mode(e.mode) OPERATOR(pg_catalog.=) 'off' THEN e.mode ELSE nv_embed.effective_mode(e.mode) END;
     pages pg_catalog.refcursor;
 BEGIN
@@ -384,12 +406,12 @@ BEGIN
         PERFORM nv_embed.queue_rows(g.id);
         RETURN nv_embed.embed_queued(g.id);
     END IF;
-    OPEN pages FOR EXECUTE nv_embed.pages_sql(e.id, 'refresh');
-    RETURN (SELECT f.written FROM nv_embed.fill(e.id, pages, true) AS f);
+    OPEN pages FOR EXECUTE nv_embed.pages_sql(g.id, 'refresh');
+    RETURN (SELECT f.written FROM nv_embed.fill(g.id, pages, true) AS f);
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.fill_or_queue(regclass, name) IS 'Does for the rows that lack a vector what the mode says; mode off stands for what is declared.';
+COMMENT ON FUNCTION nv_embed.fill_or_queue(nv_embed.embedding, nv_embed.generation) IS 'Does for the rows that lack a vector what the mode says; mode off stands for what is declared.';
 
 CREATE OR REPLACE FUNCTION nv_embed.find_embedding(relation regclass, target name) RETURNS nv_embed.embedding
 LANGUAGE plpgsql STABLE
@@ -430,13 +452,14 @@ AS $$
 DECLARE
     e CONSTANT nv_embed.embedding := nv_embed.find_embedding(relation, target);
     g CONSTANT nv_embed.generation := nv_embed.live_generation(relation, target);
-    trigger_name name;
+    other name;
 BEGIN
     IF NOT nv_embed.owns(relation) THEN
         RAISE EXCEPTION 'must be owner of table %', nv_embed.qualified(relation) USING ERRCODE = '42501';
     END IF;
-    FOR trigger_name IN SELECT t.trigger_name FROM nv_embed.triggers(e.id) AS t LOOP
-        EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', trigger_name, nv_embed.qualified(relation));
+    PERFORM nv_embed.drop_triggers(e);
+    FOR other IN SELECT s.target FROM nv_embed.generation AS s WHERE s.embedding = e.id AND s.state IN ('next', 'previous') LOOP
+        EXECUTE format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', nv_embed.qualified(relation), other);
     END LOOP;
     IF g.chunks IN (SELECT c.oid FROM pg_class AS c) THEN
         PERFORM nv_embed.release_chunks(g);

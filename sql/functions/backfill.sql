@@ -8,6 +8,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    held CONSTANT regclass := nv_embed.hold_generation(generation);
     declared CONSTANT record := nv_embed.declaration(generation);
     e CONSTANT nv_embed.embedding := declared.e;
     g CONSTANT nv_embed.generation := declared.g;
@@ -31,15 +32,11 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.count_rows(bigint) IS 'Makes the tally right by reading the whole table once, without a lock.';
 
--- $1 is the generation, $2 the key after which to begin, $3 how many rows to look at; NULL is all.
-CREATE OR REPLACE FUNCTION nv_embed.backfill_sql(id bigint, is_first boolean) RETURNS text
-LANGUAGE plpgsql STABLE STRICT
+CREATE OR REPLACE FUNCTION nv_embed.step_sql(e nv_embed.embedding, g nv_embed.generation, is_first boolean) RETURNS text
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    declared CONSTANT record := nv_embed.declaration(id);
-    e CONSTANT nv_embed.embedding := declared.e;
-    g CONSTANT nv_embed.generation := declared.g;
     columns text;
     after text;
 BEGIN
@@ -49,13 +46,32 @@ BEGIN
     FROM nv_embed.key_columns(e.relation) AS k;
     RETURN format(
         $sql$
-            WITH step AS MATERIALIZED (
-                SELECT %1$s AS key, NOT %2$s AND %3$s AS awaits, pg_catalog.row_number() OVER (ORDER BY %4$s) AS place
-                FROM %5$s AS t
-                WHERE %6$s
-                ORDER BY %4$s
-                LIMIT $3
-            ),
+            SELECT %1$s AS key, NOT %2$s AND %3$s AS awaits, pg_catalog.row_number() OVER (ORDER BY %4$s) AS place
+            FROM %5$s AS t
+            WHERE %6$s
+            ORDER BY %4$s
+            LIMIT $3
+        $sql$,
+        nv_embed.key_sql(e.relation, 't'), nv_embed.has_vector_sql(e, g, 't'), nv_embed.has_content(e.source, 't'), columns, nv_embed.qualified(e.relation),
+        CASE WHEN is_first THEN '$2 IS NULL' ELSE format('(%s) > (%s)', columns, after) END
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.step_sql(nv_embed.embedding, nv_embed.generation, boolean)
+    IS 'A query: the next rows in the order of the primary key, and whether they await a vector. $2 is the key after which to begin, $3 how many, NULL all.';
+
+-- $1 is the generation.
+CREATE OR REPLACE FUNCTION nv_embed.backfill_sql(id bigint, is_first boolean) RETURNS text
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    declared CONSTANT record := nv_embed.declaration(id);
+BEGIN
+    RETURN format(
+        $sql$
+            WITH step AS MATERIALIZED (%s),
             queued AS (
                 INSERT INTO nv_embed.job (generation, key, stale)
                 SELECT $1, key, false FROM step WHERE awaits ORDER BY place
@@ -65,48 +81,87 @@ BEGIN
             SELECT (SELECT key FROM step ORDER BY place DESC LIMIT 1) AS after, (SELECT pg_catalog.count(*) FROM step) AS seen,
                 (SELECT pg_catalog.count(*) FROM queued) AS queued
         $sql$,
-        nv_embed.key_sql(e.relation, 't'), nv_embed.has_vector_sql(e, g, 't'), nv_embed.has_content(e.source, 't'), columns, nv_embed.qualified(e.relation),
-        CASE WHEN is_first THEN '$2 IS NULL' ELSE format('(%s) > (%s)', columns, after) END
+        nv_embed.step_sql(declared.e, declared.g, is_first)
     );
 END
 $$;
 
 COMMENT ON FUNCTION nv_embed.backfill_sql(bigint, boolean) IS 'A statement: queue those of the next rows, in the order of the primary key, that lack a vector.';
 
-CREATE OR REPLACE FUNCTION nv_embed.backfill_step(generation bigint, most int DEFAULT 10000) RETURNS bigint
+CREATE OR REPLACE FUNCTION nv_embed.take_step(generation bigint) RETURNS nv_embed.backfill
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    b nv_embed.backfill;
+BEGIN
+    SELECT * INTO b FROM nv_embed.backfill AS s WHERE s.generation = take_step.generation FOR UPDATE SKIP LOCKED;
+    IF NOT b.counted THEN
+        PERFORM nv_embed.count_rows(generation);
+        UPDATE nv_embed.backfill AS s SET counted = true WHERE s.generation = take_step.generation;
+    END IF;
+    RETURN b;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.take_step(bigint) IS 'How far a backfill is, locked; the first to take a step counts. NULL when there is nothing to do or somebody does it.';
+
+CREATE OR REPLACE FUNCTION nv_embed.end_step(generation bigint, after text, is_last boolean, queued bigint) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM nv_embed.tell(generation, 0, 0, 0, queued, 0);
+    IF is_last THEN
+        DELETE FROM nv_embed.backfill AS s WHERE s.generation = end_step.generation;
+    ELSE
+        UPDATE nv_embed.backfill AS s SET after = end_step.after WHERE s.generation = end_step.generation;
+    END IF;
+    RETURN queued;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.end_step(bigint, text, boolean, bigint) IS 'Writes down how far a backfill is; returns how many rows were queued.';
+
+-- Cutting runs the user's triggers: no SET search_path, and every name with its schema.
+CREATE OR REPLACE FUNCTION nv_embed.backfill_step(generation bigint, most int DEFAULT 10000) RETURNS bigint
+LANGUAGE plpgsql
 SET extra_float_digits = 3
 SET datestyle = 'ISO, YMD'
 SET intervalstyle = 'postgres'
 SET timezone = 'UTC'
 AS $$
 DECLARE
-    b nv_embed.backfill;
-    step record;
+    b CONSTANT nv_embed.backfill := nv_embed.take_step(generation);
 BEGIN
-    SELECT * INTO b FROM nv_embed.backfill AS s WHERE s.generation = backfill_step.generation FOR UPDATE SKIP LOCKED;
-    IF NOT FOUND THEN
-        RETURN NULL;
-    END IF;
     IF NOT b.counted THEN
-        PERFORM nv_embed.count_rows(generation);
-        UPDATE nv_embed.backfill AS s SET counted = true WHERE s.generation = backfill_step.generation;
         RETURN 0;
+    ELSIF b.counted AND (nv_embed.cut_from((nv_embed.declaration(generation)).g)).id IS NOT NULL THEN
+        RETURN nv_embed.cut_step(generation, b.after);
+    ELSIF b.counted THEN
+        RETURN nv_embed.queue_step(generation, b.after, most);
     END IF;
-    EXECUTE nv_embed.backfill_sql(generation, b.after IS NULL) INTO step USING generation, b.after, most;
-    PERFORM nv_embed.tell(generation, 0, 0, 0, step.queued, 0);
-    IF step.seen < most THEN
-        DELETE FROM nv_embed.backfill AS s WHERE s.generation = backfill_step.generation;
-    ELSE
-        UPDATE nv_embed.backfill AS s SET after = step.after WHERE s.generation = backfill_step.generation;
-    END IF;
-    RETURN step.queued;
+    RETURN NULL;
 END
 $$;
 
 COMMENT ON FUNCTION nv_embed.backfill_step(bigint, int)
-    IS 'Counts the rows of a newly declared table or queues the next of them; returns how many it queued, NULL when there is nothing to do or somebody does it.';
+    IS 'Counts the rows of a table, or cuts or queues the next of them; returns how many it queued, NULL when there is nothing to do or somebody does it.';
+
+CREATE OR REPLACE FUNCTION nv_embed.queue_step(generation bigint, after text, most int) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    held CONSTANT regclass := nv_embed.hold_generation(generation);
+    step record;
+BEGIN
+    EXECUTE nv_embed.backfill_sql(generation, after IS NULL) INTO step USING generation, after, most;
+    RETURN nv_embed.end_step(generation, step.after, step.seen < most, step.queued);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.queue_step(bigint, text, int) IS 'Queues those of the next rows that lack a vector; returns how many.';
 
 CREATE OR REPLACE FUNCTION nv_embed.queue_rows(generation bigint) RETURNS bigint
 LANGUAGE plpgsql
@@ -117,6 +172,7 @@ SET intervalstyle = 'postgres'
 SET timezone = 'UTC'
 AS $$
 DECLARE
+    held CONSTANT regclass := nv_embed.hold_generation(generation);
     step record;
 BEGIN
     EXECUTE nv_embed.backfill_sql(generation, true) INTO step USING generation, NULL::text, NULL::bigint;

@@ -125,16 +125,15 @@ END;
 COMMENT ON FUNCTION nv_embed.candidates_sql(nv_embed.embedding, nv_embed.generation, text)
     IS 'FROM and WHERE of the rows, as n, that an insert, an update or a refresh leaves to be embedded, or whose vectors an update leaves to be cleared.';
 
-CREATE OR REPLACE FUNCTION nv_embed.pages_sql(id bigint, event text) RETURNS text
+CREATE OR REPLACE FUNCTION nv_embed.pages_sql(generation bigint, event text) RETURNS text
 LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    e nv_embed.embedding;
-    g nv_embed.generation;
+    declared CONSTANT record := nv_embed.declaration(generation);
+    e CONSTANT nv_embed.embedding := declared.e;
+    g CONSTANT nv_embed.generation := declared.g;
 BEGIN
-    SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id = pages_sql.id;
-    SELECT * INTO STRICT g FROM nv_embed.generation AS s WHERE s.embedding = pages_sql.id AND s.state = 'live';
     PERFORM nv_embed.check_may_fill(e, g);
     -- A row may have many pieces, and a page's are all in memory at once.
     RETURN format(
@@ -185,17 +184,16 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.unchanged_sql(nv_embed.embedding) IS 'A query: the places of those rows of a page that still read the same; its parameters are keys and texts.';
 
-CREATE OR REPLACE FUNCTION nv_embed.fill(id bigint, pages refcursor, embeds boolean, OUT awaiting bigint, OUT written bigint)
+CREATE OR REPLACE FUNCTION nv_embed.fill(generation bigint, pages refcursor, embeds boolean, OUT awaiting bigint, OUT written bigint)
 LANGUAGE plpgsql STRICT
 AS $$
 DECLARE
-    e nv_embed.embedding;
-    g nv_embed.generation;
+    declared CONSTANT record := nv_embed.declaration(generation);
+    e CONSTANT nv_embed.embedding := declared.e;
+    g CONSTANT nv_embed.generation := declared.g;
     page record;
     page_written bigint;
 BEGIN
-    SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id OPERATOR(pg_catalog.=) fill.id;
-    SELECT * INTO STRICT g FROM nv_embed.generation AS s WHERE s.embedding OPERATOR(pg_catalog.=) fill.id AND s.state OPERATOR(pg_catalog.=) 'live';
     awaiting := 0;
     written := 0;
     LOOP
@@ -272,17 +270,21 @@ AS $$
 DECLARE
     id CONSTANT bigint := TG_ARGV[0];
     event CONSTANT pg_catalog.text := nv_embed.fill_event(id, TG_OP);
+    generation bigint;
     pages pg_catalog.refcursor;
     filled record;
 BEGIN
-    IF event IS NOT NULL AND EXISTS (SELECT FROM new_rows) THEN
+    IF event IS NULL OR NOT EXISTS (SELECT FROM new_rows) THEN
+        RETURN NULL;
+    END IF;
+    FOR generation IN SELECT k.id FROM nv_embed.kept_generations(id) AS k LOOP
         -- Opened here, where the transition tables are.
-        OPEN pages FOR EXECUTE nv_embed.pages_sql(id, event);
-        SELECT f.awaiting, f.written INTO filled FROM nv_embed.fill(id, pages, event OPERATOR(pg_catalog.<>) 'clear') AS f;
+        OPEN pages FOR EXECUTE nv_embed.pages_sql(generation, event);
+        SELECT f.awaiting, f.written INTO filled FROM nv_embed.fill(generation, pages, event OPERATOR(pg_catalog.<>) 'clear') AS f;
         IF filled.written OPERATOR(pg_catalog.<) filled.awaiting AND pg_catalog.row_security_active(TG_RELID) THEN
             PERFORM nv_embed.refuse_hidden_rows(TG_RELID, filled.awaiting OPERATOR(pg_catalog.-) filled.written);
         END IF;
-    END IF;
+    END LOOP;
     RETURN NULL;
 END
 $$;

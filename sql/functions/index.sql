@@ -235,6 +235,43 @@ COMMENT ON FUNCTION nv_embed.planned_indexes(regclass, nv_embed.generation, int,
     IS 'An index for a table and each of its partitions: its name, whether it is there and attached to its parent''s, and what a build that failed has left of it.';
 
 -- A partitioned table cannot be indexed concurrently: each partition is, and the indexes are then attached to one that has no content.
+CREATE OR REPLACE FUNCTION nv_embed.index_steps(
+    holder regclass, g nv_embed.generation, dim int, method text, storage text, "concurrently" boolean, options text
+) RETURNS SETOF text
+LANGUAGE plpgsql STABLE ROWS 1
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    is_split CONSTANT boolean := "concurrently" AND EXISTS (SELECT FROM pg_class AS c WHERE c.oid = holder AND c.relkind = 'p');
+    how CONSTANT text := CASE WHEN "concurrently" THEN ' CONCURRENTLY' ELSE '' END;
+BEGIN
+    RETURN QUERY
+    WITH planned AS MATERIALIZED (
+        SELECT * FROM nv_embed.planned_indexes(holder, g, dim, method, storage) AS p WHERE is_split OR p.part = holder
+    ),
+    steps AS (
+        SELECT 1 AS phase, p.level, p.part, format('DROP INDEX%s %s', how, p.leftover) AS step FROM planned AS p WHERE p.leftover IS NOT NULL
+        UNION ALL
+        SELECT 2, p.level, p.part,
+            format(
+                'CREATE INDEX%s %I ON %s', CASE WHEN is_split AND NOT p.is_leaf THEN '' ELSE how END,
+                nv_embed.index_name(p.part, g.target, dim, storage, method, p.leftover),
+                CASE WHEN is_split AND NOT p.is_leaf THEN 'ONLY ' ELSE '' END || nv_embed.index_definition(p.part, g, dim, storage, method) || coalesce(
+                    options, nv_embed.index_options(p.part, method, NULL, NULL, NULL)
+                )
+            )
+        FROM planned AS p WHERE NOT p.is_there
+        UNION ALL
+        SELECT 3, -p.level, p.part, format('ALTER INDEX %s ATTACH PARTITION %s', o.name, p.name)
+        FROM planned AS p JOIN planned AS o ON o.part = p.parent WHERE NOT p.is_attached
+    )
+    SELECT s.step FROM steps AS s ORDER BY s.phase, s.level, s.part::text;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.index_steps(regclass, nv_embed.generation, int, text, text, boolean, text)
+    IS 'The statements that make an index of a generation''s vectors, in order; none where it is there already. Options NULL are those advised for each partition.';
+
 CREATE OR REPLACE FUNCTION nv_embed.create_index_steps(
     relation regclass, target name DEFAULT 'embedding', dim int DEFAULT NULL, method text DEFAULT 'hnsw', storage text DEFAULT 'halfvec',
     concurrently boolean DEFAULT true, m int DEFAULT NULL, ef_construction int DEFAULT NULL, lists int DEFAULT NULL
@@ -245,32 +282,13 @@ AS $$
 DECLARE
     g CONSTANT nv_embed.generation := nv_embed.live_generation(relation, target);
     width CONSTANT int := coalesce(dim, g.dim);
-    holder CONSTANT regclass := coalesce(g.chunks, relation);
-    is_split CONSTANT boolean := "concurrently" AND EXISTS (SELECT FROM pg_class AS c WHERE c.oid = holder AND c.relkind = 'p');
-    how CONSTANT text := CASE WHEN "concurrently" THEN ' CONCURRENTLY' ELSE '' END;
+    options CONSTANT text := CASE
+        WHEN num_nonnulls(m, ef_construction, lists) > 0 THEN nv_embed.index_options(coalesce(g.chunks, relation), method, m, ef_construction, lists)
+    END;
 BEGIN
     PERFORM nv_embed.check_index(method, storage, width);
     PERFORM nv_embed.check_dim(g, width);
-    RETURN QUERY
-    WITH planned AS MATERIALIZED (
-        SELECT * FROM nv_embed.planned_indexes(holder, g, width, method, storage) AS p WHERE is_split OR p.part = holder
-    ),
-    steps AS (
-        SELECT 1 AS phase, p.level, p.part, format('DROP INDEX%s %s', how, p.leftover) AS step FROM planned AS p WHERE p.leftover IS NOT NULL
-        UNION ALL
-        SELECT 2, p.level, p.part,
-            format(
-                'CREATE INDEX%s %I ON %s', CASE WHEN is_split AND NOT p.is_leaf THEN '' ELSE how END,
-                nv_embed.index_name(p.part, g.target, width, storage, method, p.leftover),
-                CASE WHEN is_split AND NOT p.is_leaf THEN 'ONLY ' ELSE '' END || nv_embed.index_definition(p.part, g, width, storage, method)
-                    || nv_embed.index_options(p.part, method, m, ef_construction, lists)
-            )
-        FROM planned AS p WHERE NOT p.is_there
-        UNION ALL
-        SELECT 3, -p.level, p.part, format('ALTER INDEX %s ATTACH PARTITION %s', o.name, p.name)
-        FROM planned AS p JOIN planned AS o ON o.part = p.parent WHERE NOT p.is_attached
-    )
-    SELECT s.step FROM steps AS s ORDER BY s.phase, s.level, s.part::text;
+    RETURN QUERY SELECT nv_embed.index_steps(coalesce(g.chunks, relation), g, width, method, storage, "concurrently", options);
 END
 $$;
 

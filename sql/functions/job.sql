@@ -13,6 +13,8 @@ LANGUAGE plpgsql ROWS 1000
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    allowed CONSTANT int[] := ARRAY(SELECT nv_embed.allowance(u.generation, most) FROM unnest(generations) WITH ORDINALITY AS u (generation, place) ORDER BY u.place);
+    taken int[] := array_fill(0, ARRAY[cardinality(generations)]);
     room int := most;
     claimed int;
     round record;
@@ -24,10 +26,15 @@ BEGIN
             SELECT generations[place], c.*
             FROM nv_embed.claim_of(
                 generations[place], round.is_fresh,
-                CASE WHEN round.is_shared THEN ceil(room::float8 / (cardinality(generations) - place + 1))::int ELSE room END, lease
+                least(
+                    CASE WHEN round.is_shared THEN ceil(room::float8 / (cardinality(generations) - place + 1))::int ELSE room END,
+                    allowed[place] - taken[place]
+                ),
+                lease
             ) AS c;
             GET DIAGNOSTICS claimed = ROW_COUNT;
             room := room - claimed;
+            taken[place] := taken[place] + claimed;
         END LOOP;
     END LOOP;
 END
@@ -201,19 +208,6 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.check_sees_all(regclass) IS 'Raises an error where the current role sees a part of a table only.';
 
--- declaration: the two rows that say what a generation is of.
-CREATE OR REPLACE FUNCTION nv_embed.declaration(generation bigint, OUT e nv_embed.embedding, OUT g nv_embed.generation)
-LANGUAGE plpgsql STABLE STRICT
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    SELECT * INTO STRICT g FROM nv_embed.generation AS s WHERE s.id = declaration.generation;
-    SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id = g.embedding;
-END
-$$;
-
-COMMENT ON FUNCTION nv_embed.declaration(bigint) IS 'A generation and its embedding.';
-
 -- A text of more bytes than a sidecar takes is not sent to a worker at all.
 CREATE OR REPLACE FUNCTION nv_embed.read_sql(id bigint) RETURNS text
 LANGUAGE plpgsql STABLE STRICT
@@ -304,6 +298,7 @@ CREATE OR REPLACE FUNCTION nv_embed.write_rows(
 LANGUAGE plpgsql
 AS $$
 BEGIN
+    PERFORM nv_embed.hold_generation(generation);
     EXECUTE nv_embed.write_back_sql(generation) INTO written, unchanged, gone USING keys, digests, vectors;
 END
 $$;
@@ -480,8 +475,8 @@ BEGIN ATOMIC
     FROM nv_embed.generation AS g
     JOIN nv_embed.embedding AS e ON e.id = g.embedding
     JOIN pg_catalog.pg_class AS c ON c.oid = e.relation
-    WHERE g.id IN (SELECT nv_embed.visible_generations())
-    ORDER BY g.id;
+    WHERE g.state <> 'planned' AND g.id IN (SELECT nv_embed.visible_generations())
+    ORDER BY g.state <> 'live', g.id;
 END;
 
 COMMENT ON FUNCTION nv_embed.work() IS 'The generations that the current role may embed for, and what they are made with.';

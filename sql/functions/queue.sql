@@ -219,22 +219,29 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.refuse_trigger(oid, name) IS 'Raises the error for a trigger that was not made by auto_embed.';
 
-CREATE OR REPLACE FUNCTION nv_embed.find_declared(id bigint, relation oid, trigger_name name, event text, OUT e nv_embed.embedding, OUT g nv_embed.generation)
+-- A trigger is always the newest, whatever its transaction sees of tables. Generations that it does not see would miss the row.
+CREATE OR REPLACE FUNCTION nv_embed.find_declared(id bigint, version int, relation oid, trigger_name name, event text) RETURNS nv_embed.embedding
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    e nv_embed.embedding;
+    seen int;
 BEGIN
-    SELECT s.* INTO e FROM nv_embed.embedding AS s WHERE s.id = find_declared.id AND s.relation = find_declared.relation;
+    SELECT * INTO e FROM nv_embed.embedding AS s WHERE s.id = find_declared.id AND s.relation = find_declared.relation;
+    SELECT g.version INTO seen FROM nv_embed.generation AS g WHERE g.embedding = e.id AND g.state = 'live';
     IF e.id IS NULL THEN
         PERFORM nv_embed.refuse_trigger(relation, trigger_name);
+    ELSIF seen IS DISTINCT FROM version THEN
+        RAISE EXCEPTION 'could not serialize access due to a re-embedding of %', nv_embed.qualified(relation)
+            USING ERRCODE = '40001', DETAIL = 'It began, was cut over or ended after this transaction''s snapshot was taken.', HINT = 'run the transaction again';
     END IF;
     PERFORM nv_embed.check_trigger(relation, trigger_name, event);
-    SELECT s.* INTO STRICT g FROM nv_embed.generation AS s WHERE s.embedding = find_declared.id AND s.state = 'live';
-    PERFORM nv_embed.check_target(e, g);
+    RETURN e;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.find_declared(bigint, oid, name, text) IS 'The declaration and live generation of a trigger that auto_embed made, or an error.';
+COMMENT ON FUNCTION nv_embed.find_declared(bigint, int, oid, name, text) IS 'The declaration of a trigger that auto_embed made, or an error.';
 
 CREATE OR REPLACE FUNCTION nv_embed.wake() RETURNS void
 LANGUAGE plpgsql
@@ -259,32 +266,34 @@ SET intervalstyle = 'postgres'
 SET timezone = 'UTC'
 AS $$
 DECLARE
-    declared CONSTANT record := nv_embed.find_declared(TG_ARGV[0]::bigint, TG_RELID, TG_NAME, TG_OP);
-    e CONSTANT nv_embed.embedding := declared.e;
-    g CONSTANT nv_embed.generation := declared.g;
+    e CONSTANT nv_embed.embedding := nv_embed.find_declared(TG_ARGV[0]::bigint, TG_ARGV[1]::int, TG_RELID, TG_NAME, TG_OP);
     mode CONSTANT text := nv_embed.effective_mode(e.mode);
-    queued bigint;
+    g nv_embed.generation;
+    queued bigint := 0;
     requeue text[];
     change record;
     gone record;
     again record;
 BEGIN
-    IF g.chunks IS NOT NULL THEN
-        PERFORM nv_embed.check_chunks(e, g);
-    END IF;
-    EXECUTE nv_embed.queue_sql(e, g, lower(TG_OP)) INTO change USING g.id, mode;
-    queued := change.queued;
-    PERFORM nv_embed.tell(g.id, change.rows, change.blank, CASE WHEN g.chunks IS NULL THEN change.vectors ELSE 0 END, change.jobs, change.stale);
-    IF change.rare > 0 THEN
-        requeue := nv_embed.requeue_sql(e, g);
-        EXECUTE requeue[1] INTO gone USING g.id, mode;
-        EXECUTE requeue[2] INTO again USING g.id, mode, coalesce(gone.awaiting, '{}');
-        PERFORM nv_embed.tell(g.id, 0, 0, 0, again.jobs - gone.jobs, again.stale - gone.stale);
-        queued := queued + again.jobs;
-    END IF;
-    IF g.chunks IS NOT NULL THEN
-        EXECUTE nv_embed.unchunk_sql(e, g, lower(TG_OP)) USING mode;
-    END IF;
+    FOR g IN SELECT * FROM nv_embed.kept_generations(e.id) LOOP
+        PERFORM nv_embed.check_target(e, g);
+        IF g.chunks IS NOT NULL THEN
+            PERFORM nv_embed.check_chunks(e, g);
+        END IF;
+        EXECUTE nv_embed.queue_sql(e, g, lower(TG_OP)) INTO change USING g.id, mode;
+        queued := queued + change.queued;
+        PERFORM nv_embed.tell(g.id, change.rows, change.blank, CASE WHEN g.chunks IS NULL THEN change.vectors ELSE 0 END, change.jobs, change.stale);
+        IF change.rare > 0 THEN
+            requeue := nv_embed.requeue_sql(e, g);
+            EXECUTE requeue[1] INTO gone USING g.id, mode;
+            EXECUTE requeue[2] INTO again USING g.id, mode, coalesce(gone.awaiting, '{}');
+            PERFORM nv_embed.tell(g.id, 0, 0, 0, again.jobs - gone.jobs, again.stale - gone.stale);
+            queued := queued + again.jobs;
+        END IF;
+        IF g.chunks IS NOT NULL THEN
+            EXECUTE nv_embed.unchunk_sql(e, g, lower(TG_OP)) USING mode;
+        END IF;
+    END LOOP;
     IF queued > 0 THEN
         PERFORM nv_embed.wake();
     END IF;
@@ -299,20 +308,22 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    declared CONSTANT record := nv_embed.find_declared(TG_ARGV[0]::bigint, TG_RELID, TG_NAME, TG_OP);
-    g CONSTANT nv_embed.generation := declared.g;
+    e CONSTANT nv_embed.embedding := nv_embed.find_declared(TG_ARGV[0]::bigint, TG_ARGV[1]::int, TG_RELID, TG_NAME, TG_OP);
+    g nv_embed.generation;
 BEGIN
-    DELETE FROM nv_embed.job AS j WHERE j.generation = g.id;
-    DELETE FROM nv_embed.backfill AS b WHERE b.generation = g.id;
-    IF g.chunks IS NOT NULL THEN
-        PERFORM nv_embed.check_chunks(declared.e, g);
-        EXECUTE format('TRUNCATE %s', nv_embed.qualified(g.chunks));
-    END IF;
-    INSERT INTO nv_embed.tally (generation, rows, blank, vectors, jobs, stale)
-    SELECT t.generation, -sum(t.rows), -sum(t.blank), -sum(t.vectors), -sum(t.jobs), -sum(t.stale)
-    FROM nv_embed.tally AS t
-    WHERE t.generation = g.id
-    GROUP BY t.generation;
+    FOR g IN SELECT * FROM nv_embed.kept_generations(e.id) LOOP
+        DELETE FROM nv_embed.job AS j WHERE j.generation = g.id;
+        DELETE FROM nv_embed.backfill AS b WHERE b.generation = g.id;
+        IF g.chunks IS NOT NULL THEN
+            PERFORM nv_embed.check_chunks(e, g);
+            EXECUTE format('TRUNCATE %s', nv_embed.qualified(g.chunks));
+        END IF;
+        INSERT INTO nv_embed.tally (generation, rows, blank, vectors, jobs, stale)
+        SELECT t.generation, -sum(t.rows), -sum(t.blank), -sum(t.vectors), -sum(t.jobs), -sum(t.stale)
+        FROM nv_embed.tally AS t
+        WHERE t.generation = g.id
+        GROUP BY t.generation;
+    END LOOP;
     RETURN NULL;
 END
 $$;

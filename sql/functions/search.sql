@@ -7,25 +7,6 @@
 -- vectors, whole, say which of them are nearest. An approximate index is scanned on until enough rows have passed the filter. Should it end before that,
 -- which is its right, the rows are found without it.
 
-CREATE OR REPLACE FUNCTION nv_embed.live_generation(relation regclass, target name) RETURNS nv_embed.generation
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    g nv_embed.generation;
-BEGIN
-    SELECT s.* INTO g
-    FROM nv_embed.embedding AS e JOIN nv_embed.generation AS s ON s.embedding = e.id AND s.state = 'live'
-    WHERE e.relation = live_generation.relation AND e.target = live_generation.target;
-    IF NOT FOUND THEN
-        PERFORM nv_embed.find_embedding(relation, target);
-    END IF;
-    RETURN g;
-END
-$$;
-
-COMMENT ON FUNCTION nv_embed.live_generation(regclass, name) IS 'The generation that answers searches, or find_embedding''s error.';
-
 CREATE OR REPLACE FUNCTION nv_embed.row_relation(row_type regtype) RETURNS regclass
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -206,30 +187,36 @@ RETURNS TABLE (
 )
 LANGUAGE sql STABLE ROWS 1
 BEGIN ATOMIC
-    SELECT c.oid::regclass, g, nv_embed.pgvector_schema(), quote_ident(c.relname), format('%I.%I', n.nspname, c.relname), s.columns, s.key,
+    SELECT c.oid::regclass, nv_embed.placed(g, p.target), nv_embed.pgvector_schema(), quote_ident(c.relname), format('%I.%I', n.nspname, c.relname), s.columns, s.key,
         (
-            c.relkind IN ('r', 'p') AND NOT c.relhasrules AND (g.chunks IS NULL OR h.relkind IN ('r', 'p') AND NOT h.relhasrules AND h.relowner = c.relowner)
+            k.is_table AND (g.chunks IS NULL OR h.relkind IN ('r', 'p') AND NOT h.relhasrules AND h.relowner = c.relowner)
             AND a.atttypmod = g.dim AND a.atttypid = nv_embed.storage_type(g.storage)
         ) IS TRUE,
         i.dim, i.storage, i.is_partial, i.lists
     FROM pg_type AS y
     JOIN pg_class AS c ON c.oid = y.typrelid
     JOIN pg_namespace AS n ON n.oid = c.relnamespace
-    JOIN nv_embed.embedding AS e ON e.relation = c.oid AND e.target = look_up.target
+    -- Planning to read a view may call what its owner made.
+    CROSS JOIN LATERAL (SELECT c.relkind IN ('r', 'p') AND NOT c.relhasrules AS is_table OFFSET 0) AS k
+    CROSS JOIN LATERAL (SELECT CASE WHEN k.is_table THEN nv_embed.hold(c.oid) ELSE c.oid::regclass END AS relation OFFSET 0) AS w
+    JOIN nv_embed.embedding AS e ON e.relation = w.relation AND e.target = look_up.target
     JOIN nv_embed.generation AS g ON g.embedding = e.id AND g.state = 'live'
+    CROSS JOIN LATERAL (
+        SELECT g.xmax <> '0' AS is_old, CASE g.xmax WHEN '0' THEN g.target ELSE nv_embed.column_name(g, w.relation) END AS target OFFSET 0
+    ) AS p
     LEFT JOIN pg_class AS h ON h.oid = g.chunks
-    LEFT JOIN pg_attribute AS a ON a.attrelid = coalesce(g.chunks, c.oid) AND a.attname = g.target
-    LEFT JOIN LATERAL nv_embed.choose_index(g, coalesce(g.chunks, c.oid::regclass), nv_embed.pgvector_schema(), wanted_dim, rescore) AS i ON true
+    LEFT JOIN pg_attribute AS a ON a.attrelid = coalesce(g.chunks, c.oid) AND CASE WHEN p.is_old AND g.attrelid = c.oid THEN a.attnum = g.attnum ELSE a.attname = g.target END
+    LEFT JOIN LATERAL nv_embed.choose_index(nv_embed.placed(g, p.target), coalesce(g.chunks, c.oid::regclass), nv_embed.pgvector_schema(), wanted_dim, rescore) AS i ON true
     CROSS JOIN LATERAL (
         SELECT
-            (
+            CASE WHEN p.is_old THEN nv_embed.present_columns(w.relation) ELSE (
                 SELECT string_agg(quote_ident(u.attname), ', ' ORDER BY u.attnum)
                 FROM pg_attribute AS u WHERE u.attrelid = c.oid AND u.attnum > 0 AND NOT u.attisdropped
-            ) AS columns,
+            ) END AS columns,
             (
-                SELECT string_agg(pg_get_indexdef(p.indexrelid, k.place, false), ', ' ORDER BY k.place)
-                FROM pg_index AS p CROSS JOIN LATERAL generate_series(1, p.indnkeyatts) AS k (place)
-                WHERE p.indrelid = c.oid AND p.indisprimary
+                SELECT string_agg(pg_get_indexdef(i.indexrelid, n, false), ', ' ORDER BY n)
+                FROM pg_index AS i CROSS JOIN LATERAL generate_series(1, i.indnkeyatts) AS n
+                WHERE i.indrelid = c.oid AND i.indisprimary
             ) AS key
     ) AS s
     WHERE y.oid = row_type;
@@ -269,6 +256,18 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.has_declared_pieces(regclass, nv_embed.generation) IS 'Whether a chunk table has the columns that it was made with.';
 
+CREATE OR REPLACE FUNCTION nv_embed.refuse_ended(relation regclass) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RAISE EXCEPTION 'could not serialize access due to a re-embedding of %', nv_embed.qualified(relation)
+        USING ERRCODE = '40001', DETAIL = 'The vectors that this transaction''s snapshot has were dropped.', HINT = 'run the transaction again';
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.refuse_ended(regclass) IS 'Raises the error for a search in a snapshot whose live generation is no more.';
+
 CREATE OR REPLACE FUNCTION nv_embed.find_searched(row_type regtype, target name, wanted_dim int, rescore boolean) RETURNS record
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -283,6 +282,8 @@ BEGIN
         PERFORM nv_embed.find_embedding(nv_embed.row_relation(row_type), target);
     ELSIF NOT t.is_as_declared OR t.key IS NULL OR (t.g).chunks IS NOT NULL AND NOT nv_embed.has_declared_pieces(t.relation, t.g) THEN
         PERFORM nv_embed.refuse_altered(t.relation, t.g);
+    ELSIF (t.g).target LIKE '........pg.dropped.%' THEN
+        PERFORM nv_embed.refuse_ended(t.relation);
     ELSIF t.dim IS NULL THEN
         PERFORM nv_embed.check_dim(t.g, wanted_dim);
     END IF;

@@ -28,14 +28,21 @@ CREATE TABLE nv_embed.generation (
     dim       int NOT NULL CHECK (dim > 0),
     storage   text NOT NULL CHECK (storage IN ('vector', 'halfvec')),
     target    name NOT NULL,
-    state     text NOT NULL DEFAULT 'live' CHECK (state IN ('live')),
-    chunks    regclass
+    state     text NOT NULL DEFAULT 'live' CHECK (state IN ('planned', 'next', 'live', 'previous')),
+    chunks    regclass,
+    attrelid  oid,
+    attnum    smallint,
+    version   int NOT NULL DEFAULT 1
 );
 
 COMMENT ON TABLE nv_embed.generation IS 'One embedding''s vectors by one model at one dimension and storage type; exactly one is live.';
 COMMENT ON COLUMN nv_embed.generation.revision IS 'A sidecar that serves another revision is refused, so that two models never share a column.';
 COMMENT ON COLUMN nv_embed.generation.target IS 'The column that holds this generation''s vectors: of the user''s table, or of the chunk table.';
+COMMENT ON COLUMN nv_embed.generation.state IS 'live answers searches; next is being filled, previous was live before; planned has no column yet.';
 COMMENT ON COLUMN nv_embed.generation.chunks IS 'The chunk table; NULL where a row is embedded whole.';
+COMMENT ON COLUMN nv_embed.generation.attrelid IS 'The table whose column attnum is target. Not a regclass: in a restored dump it is no table''s, and the name holds.';
+COMMENT ON COLUMN nv_embed.generation.attnum IS 'The column''s number: its name changes hands at a cut-over, which a reader with an older snapshot does not see.';
+COMMENT ON COLUMN nv_embed.generation.version IS 'Of the live one: grows whenever its embedding''s generations change. The triggers carry it too: a writer whose snapshot has another is refused.';
 
 CREATE UNIQUE INDEX generation_live ON nv_embed.generation (embedding) WHERE state = 'live';
 CREATE INDEX generation_embedding ON nv_embed.generation (embedding);
@@ -60,6 +67,7 @@ CREATE POLICY written_by_owner ON nv_embed.generation
 
 -- By columns, so that nobody chooses a declaration's number.
 GRANT UPDATE (mode, truncate) ON nv_embed.embedding TO PUBLIC;
+GRANT UPDATE (state, target, attrelid, attnum, version) ON nv_embed.generation TO PUBLIC;
 GRANT SELECT, DELETE ON nv_embed.embedding, nv_embed.generation TO PUBLIC;
 GRANT INSERT (relation, target, source, mode, truncate, chunk_tokens, chunk_overlap) ON nv_embed.embedding TO PUBLIC;
-GRANT INSERT (embedding, model, revision, dim, storage, target, chunks) ON nv_embed.generation TO PUBLIC;
+GRANT INSERT (embedding, model, revision, dim, storage, target, state, chunks) ON nv_embed.generation TO PUBLIC;

@@ -1,0 +1,642 @@
+-- reembed: from one generation to the next while the first answers.
+--
+-- planned → backfilling → indexing → verifying → ready → live → finished; cancelled before the cut-over, rolled_back after it. The generation that is not live
+-- any more is dropped by `finish` alone: a search that began before a cut-over, or a rolling back, reads it to its end.
+--
+-- The next generation fills a column of its own, `<target>_g<id>`, while the live one keeps answering. Triggers keep both in step with the rows; what was
+-- there before is left to the workers, who cut vectors to size inside of the database where the model stays and dimensions get no more, and embed anew
+-- otherwise. At the cut-over the columns exchange their names, in a transaction of some milliseconds, and the generation that was live is kept in step on.
+--
+-- Each state is a row, each step moves it by one transaction, and a step that was killed is done again: `advance_reembedding` asks how far things are, and
+-- never takes anybody's word for it.
+
+CREATE OR REPLACE FUNCTION nv_embed.find_reembedding(id bigint) RETURNS nv_embed.reembedding
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r nv_embed.reembedding;
+    e nv_embed.embedding;
+BEGIN
+    SELECT * INTO r FROM nv_embed.reembedding AS s WHERE s.id = find_reembedding.id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no re-embedding %', coalesce(id::text, 'null') USING ERRCODE = '42704', HINT = 'SELECT * FROM nv_embed.reembedding_status';
+    END IF;
+    SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id = r.embedding;
+    IF NOT nv_embed.owns(e.relation) THEN
+        RAISE EXCEPTION 'must be owner of table %', nv_embed.qualified(e.relation) USING ERRCODE = '42501';
+    END IF;
+    RETURN r;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.find_reembedding(bigint) IS 'A re-embedding of a table that the current role owns, or an error.';
+
+CREATE OR REPLACE FUNCTION nv_embed.check_state(r nv_embed.reembedding, VARIADIC states text[]) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF r.state <> ALL (states) THEN
+        RAISE EXCEPTION 're-embedding % is %', r.id, r.state
+            USING ERRCODE = '55000',
+                DETAIL = format('This can be done while it is %s.', array_to_string(states, ' or ')),
+                HINT = CASE
+                    WHEN r.state IN ('backfilling', 'indexing', 'verifying') THEN format('SELECT nv_embed.advance_reembedding(%s) says how far it is', r.id)
+                    WHEN r.state = 'planned' THEN format('SELECT nv_embed.advance_reembedding(%s) begins it', r.id)
+                    WHEN r.state = 'ready' THEN format('SELECT nv_embed.cut_over(%s), or nv_embed.cancel(%1$s)', r.id)
+                    WHEN r.state = 'live' THEN format('SELECT nv_embed.finish(%s), or nv_embed.roll_back(%1$s)', r.id)
+                    WHEN r.ended_at IS NULL THEN format('SELECT nv_embed.finish(%s)', r.id)
+                    ELSE 'it has ended: nv_embed.reembed() begins another one'
+                END;
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_state(nv_embed.reembedding, text[]) IS 'Raises an error for a re-embedding that is in none of these states.';
+
+CREATE OR REPLACE FUNCTION nv_embed.set_state(id bigint, state text) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE nv_embed.reembedding AS r SET state = set_state.state, changed_at = clock_timestamp() WHERE r.id = set_state.id;
+$$;
+
+COMMENT ON FUNCTION nv_embed.set_state(bigint, text) IS 'Brings a re-embedding into a state.';
+
+-- Whoever comes after one that waits for a lock waits too. So none is waited for longer than a twentieth of a second, and then tried again.
+CREATE OR REPLACE FUNCTION nv_embed.lock_briefly(relation regclass, patience interval) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    until CONSTANT timestamptz := clock_timestamp() + patience;
+    before CONSTANT text := current_setting('lock_timeout');
+    is_locked boolean := false;
+BEGIN
+    PERFORM set_config('lock_timeout', '50ms', true);
+    WHILE NOT is_locked LOOP
+        BEGIN
+            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', nv_embed.qualified(relation));
+            is_locked := true;
+        EXCEPTION WHEN lock_not_available THEN
+            IF clock_timestamp() >= until THEN
+                RAISE EXCEPTION 'table % was not free for a moment', nv_embed.qualified(relation)
+                    USING ERRCODE = '55P03', DETAIL = 'Transactions that use it leave no gap.',
+                        HINT = 'end the long ones (pg_stat_activity, by xact_start), or try again';
+            END IF;
+            PERFORM pg_sleep(0.02 + 0.1 * random());
+        END;
+    END LOOP;
+    PERFORM set_config('lock_timeout', before, true);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.lock_briefly(regclass, interval) IS 'Locks a table for oneself, without having others wait for long.';
+
+-- Beginning.
+
+CREATE OR REPLACE FUNCTION nv_embed.reembed(
+    relation regclass, target name DEFAULT 'embedding', model text DEFAULT NULL, dim int DEFAULT NULL, storage text DEFAULT NULL,
+    rows_per_s real DEFAULT NULL, start boolean DEFAULT true
+) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e CONSTANT nv_embed.embedding := nv_embed.find_embedding(relation, target);
+    g CONSTANT nv_embed.generation := nv_embed.live_generation(relation, target);
+    identity record;
+    next nv_embed.generation;
+    id bigint;
+BEGIN
+    PERFORM nv_embed.check_relation(relation);
+    PERFORM nv_embed.check_options(e.mode, coalesce(storage, g.storage), e.chunk_tokens, e.chunk_overlap, e.truncate);
+    PERFORM nv_embed.check_reembedded(e, g, rows_per_s);
+    SELECT * INTO STRICT identity FROM nv_embed.identify(dim, coalesce(model, g.model));
+    IF dim IS NULL AND (identity.model, identity.revision) = (g.model, g.revision) THEN
+        identity.dim := g.dim;
+    END IF;
+    IF (identity.model, identity.revision, identity.dim, coalesce(storage, g.storage)) = (g.model, g.revision, g.dim, g.storage) THEN
+        RAISE EXCEPTION 'the vectors of % are such already', nv_embed.qualified(relation)
+            USING ERRCODE = '22023', DETAIL = format('Model %s, revision %s, %s dimensions, %s.', g.model, g.revision, g.dim, g.storage),
+                HINT = 'name another model, dim or storage';
+    END IF;
+    INSERT INTO nv_embed.generation (embedding, model, revision, dim, storage, target, state)
+    VALUES (e.id, identity.model, identity.revision, identity.dim, coalesce(storage, g.storage), target, 'planned')
+    RETURNING * INTO next;
+    INSERT INTO nv_embed.reembedding (embedding, from_generation, to_generation, rows_per_s) VALUES (e.id, g.id, next.id, rows_per_s)
+    RETURNING reembedding.id INTO id;
+    IF start THEN
+        PERFORM nv_embed.begin_reembedding(id);
+    END IF;
+    RETURN id;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.reembed(regclass, name, text, int, text, real, boolean)
+    IS 'Begins the move of an embedding to another model, dimension or storage, while it goes on answering; returns the re-embedding''s id. '
+       'NULL keeps what is; another model comes in its native dimension.';
+
+CREATE OR REPLACE FUNCTION nv_embed.check_reembedded(e nv_embed.embedding, g nv_embed.generation, rows_per_s real) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    other nv_embed.reembedding;
+BEGIN
+    IF rows_per_s > 0 IS FALSE THEN
+        RAISE EXCEPTION 'rows_per_s is %', rows_per_s USING ERRCODE = '22023', HINT = 'rows_per_s is above 0; without it workers take what they can';
+    ELSIF g.chunks IS NOT NULL THEN
+        RAISE EXCEPTION '% is embedded by pieces, which cannot be re-embedded yet', nv_embed.qualified(e.relation)
+            USING ERRCODE = '0A000', HINT = 'declare another target with the new model, and drop this one when that is filled';
+    END IF;
+    SELECT * INTO other FROM nv_embed.reembedding AS r WHERE r.embedding = e.id AND r.ended_at IS NULL;
+    IF FOUND THEN
+        RAISE EXCEPTION 're-embedding % of % is %', other.id, nv_embed.qualified(e.relation), other.state
+            USING ERRCODE = '55006', HINT = CASE other.state
+                WHEN 'live' THEN format('SELECT nv_embed.finish(%s), or nv_embed.roll_back(%1$s), first', other.id)
+                WHEN 'rolled_back' THEN format('SELECT nv_embed.finish(%s) first', other.id)
+                ELSE format('SELECT nv_embed.cancel(%s) first, or let it come to its end', other.id)
+            END;
+    END IF;
+    PERFORM nv_embed.check_target(e, g);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_reembedded(nv_embed.embedding, nv_embed.generation, real) IS 'Raises an error for an embedding that cannot be moved now.';
+
+CREATE OR REPLACE FUNCTION nv_embed.begin_reembedding(id bigint) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r CONSTANT nv_embed.reembedding := nv_embed.find_reembedding(id);
+    e nv_embed.embedding := (nv_embed.declaration(r.from_generation)).e;
+    live CONSTANT nv_embed.generation := (nv_embed.declaration(r.from_generation)).g;
+    next nv_embed.generation := (nv_embed.declaration(r.to_generation)).g;
+BEGIN
+    PERFORM nv_embed.check_state(r, 'planned');
+    PERFORM nv_embed.lock_briefly(e.relation, '1 min');
+    next.target := nv_embed.column_of(e.target, next.id);
+    EXECUTE format('ALTER TABLE %s ADD COLUMN %I %s', nv_embed.qualified(e.relation), next.target, nv_embed.type_sql(next.storage, next.dim));
+    PERFORM nv_embed.copy_grants(e.relation, live.target, next.target);
+    UPDATE nv_embed.generation AS g SET state = 'next', target = next.target WHERE g.id = next.id;
+    PERFORM nv_embed.number_column(e, next);
+    PERFORM nv_embed.next_version(e);
+    INSERT INTO nv_embed.backfill (generation) VALUES (next.id);
+    PERFORM nv_embed.set_state(id, 'backfilling');
+    PERFORM nv_embed.wake();
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.begin_reembedding(bigint) IS 'Adds the next generation''s column, has the triggers fill it, and leaves the rows that are there to the workers.';
+
+CREATE OR REPLACE FUNCTION nv_embed.copy_grants(relation regclass, from_column name, to_column name) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    granted record;
+BEGIN
+    FOR granted IN
+        SELECT x.privilege_type, x.is_grantable, CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(x.grantee)) END AS grantee
+        FROM pg_attribute AS a CROSS JOIN LATERAL aclexplode(a.attacl) AS x
+        WHERE a.attrelid = relation AND a.attname = from_column AND NOT a.attisdropped
+    LOOP
+        EXECUTE format(
+            'GRANT %s (%I) ON %s TO %s%s', granted.privilege_type, to_column, nv_embed.qualified(relation), granted.grantee,
+            CASE WHEN granted.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END
+        );
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.copy_grants(regclass, name, name) IS 'Grants on one column what is granted on another.';
+
+CREATE OR REPLACE FUNCTION nv_embed.next_version(e nv_embed.embedding) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    version int;
+BEGIN
+    UPDATE nv_embed.generation AS g SET version = 1 + (SELECT max(s.version) FROM nv_embed.generation AS s WHERE s.embedding = e.id)
+    WHERE g.embedding = e.id AND g.state = 'live'
+    RETURNING g.version INTO version;
+    PERFORM nv_embed.set_triggers(e, version);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.next_version(nv_embed.embedding) IS 'Has all who write see an embedding''s generations as they are now; the table is locked meanwhile.';
+
+-- Filling.
+
+CREATE OR REPLACE FUNCTION nv_embed.allowance(generation bigint, most int) RETURNS int
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    moment CONSTANT timestamptz := clock_timestamp();
+    r nv_embed.reembedding;
+    allowed int;
+BEGIN
+    IF NOT EXISTS (SELECT FROM nv_embed.reembedding AS s WHERE s.to_generation = generation AND s.rows_per_s IS NOT NULL AND s.state = 'backfilling') THEN
+        RETURN most;
+    END IF;
+    SELECT * INTO r FROM nv_embed.reembedding AS s WHERE s.to_generation = generation AND s.state = 'backfilling' FOR UPDATE SKIP LOCKED;
+    -- What was not used up within a second is forfeit: after a pause nobody gets a flood.
+    allowed := least(floor(r.rows_per_s * least(extract(epoch FROM moment - r.allowed_at), 1)), most);
+    IF allowed >= least(most, ceil(r.rows_per_s / 10)) THEN
+        UPDATE nv_embed.reembedding AS s SET allowed_at = greatest(r.allowed_at, moment - interval '1 second') + make_interval(secs => allowed / r.rows_per_s)
+        WHERE s.id = r.id;
+        RETURN allowed;
+    END IF;
+    RETURN 0;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.allowance(bigint, int) IS 'How many rows of a generation a worker may take now, at most so many; that many are used up.';
+
+CREATE OR REPLACE FUNCTION nv_embed.cut_from(g nv_embed.generation) RETURNS nv_embed.generation
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    live nv_embed.generation;
+BEGIN
+    SELECT * INTO live FROM nv_embed.generation AS s
+    WHERE g.state = 'next' AND s.embedding = g.embedding AND s.state = 'live' AND s.model = g.model AND s.revision = g.revision AND s.dim >= g.dim;
+    RETURN live;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.cut_from(nv_embed.generation) IS 'The generation whose vectors begin with those of this one, or NULL.';
+
+-- $1 is the generation. Rows that somebody holds are left out.
+CREATE OR REPLACE FUNCTION nv_embed.lock_step_sql(id bigint, is_first boolean) RETURNS text
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    declared CONSTANT record := nv_embed.declaration(id);
+    e CONSTANT nv_embed.embedding := declared.e;
+BEGIN
+    RETURN format(
+        $sql$
+            WITH step AS MATERIALIZED (%s),
+            held AS MATERIALIZED (SELECT f.key FROM step AS f JOIN %s AS t ON %s WHERE f.awaits FOR NO KEY UPDATE OF t SKIP LOCKED)
+            SELECT ARRAY(SELECT key FROM held), ARRAY(SELECT key FROM step WHERE awaits AND $1 IS NOT NULL),
+                (SELECT key FROM step ORDER BY place DESC LIMIT 1), (SELECT pg_catalog.count(*) FROM step)
+        $sql$,
+        nv_embed.step_sql(e, declared.g, is_first), nv_embed.qualified(e.relation), nv_embed.matched_sql(e.relation, 'f')
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.lock_step_sql(bigint, boolean) IS 'A statement: lock those of the next rows that await a vector.';
+
+CREATE OR REPLACE FUNCTION nv_embed.lock_step(
+    generation bigint, after text, most int, OUT held text[], OUT awaiting text[], OUT last text, OUT seen bigint
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    EXECUTE nv_embed.lock_step_sql(generation, after IS NULL) INTO held, awaiting, last, seen USING generation, after, most;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.lock_step(bigint, text, int)
+    IS 'Locks those of the next rows that await a vector and that nobody holds; their keys, those of all that await one, the last key, and how many rows it saw.';
+
+-- $1 keys of rows that are held, $2 keys of all that await a vector, $3 the generation. A row whose live vector is not that of its text is queued instead.
+CREATE OR REPLACE FUNCTION nv_embed.cut_sql(id bigint) RETURNS text
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    declared CONSTANT record := nv_embed.declaration(id);
+    e CONSTANT nv_embed.embedding := declared.e;
+    g CONSTANT nv_embed.generation := declared.g;
+    live CONSTANT nv_embed.generation := nv_embed.cut_from(g);
+BEGIN
+    PERFORM nv_embed.check_may_fill(e, g);
+    RETURN format(
+        $sql$
+            WITH f AS MATERIALIZED (SELECT pg_catalog.unnest($1) AS key LIMIT pg_catalog.cardinality($1)),
+            cut AS (
+                UPDATE %1$s AS t SET %2$I = %3$s::%4$s
+                FROM f
+                WHERE %5$s AND t.%6$I IS NOT NULL
+                    AND NOT EXISTS (SELECT FROM nv_embed.job AS j WHERE j.generation OPERATOR(pg_catalog.=) %7$s AND j.key OPERATOR(pg_catalog.=) f.key)
+                RETURNING f.key
+            ),
+            queued AS (
+                INSERT INTO nv_embed.job (generation, key, stale)
+                SELECT $3, u.key, false FROM pg_catalog.unnest($2) AS u (key)
+                WHERE NOT EXISTS (SELECT FROM cut AS c WHERE c.key OPERATOR(pg_catalog.=) u.key)
+                ON CONFLICT (generation, key) DO NOTHING
+                RETURNING 1
+            )
+            SELECT (SELECT pg_catalog.count(*) FROM cut) AS cut, (SELECT pg_catalog.count(*) FROM queued) AS queued
+        $sql$,
+        nv_embed.qualified(e.relation), g.target,
+        CASE WHEN g.dim < live.dim THEN format('@extschema@.nv_truncate(t.%I, %s)', live.target, g.dim) ELSE format('t.%I', live.target) END,
+        nv_embed.type_sql(g.storage, g.dim), nv_embed.matched_sql(e.relation, 'f'), live.target, live.id
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.cut_sql(bigint) IS 'A statement: give rows what their live vectors begin with, and queue the others.';
+
+-- Rows are locked by one statement and cut by the next, which sees what was committed until they were locked. They are held for as long as a step takes,
+-- hence few at a time. The user's triggers run here: no SET search_path, and every name with its schema.
+CREATE OR REPLACE FUNCTION nv_embed.cut_step(generation bigint, after text) RETURNS bigint
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    table_held CONSTANT pg_catalog.regclass := nv_embed.hold_generation(generation);
+    most CONSTANT int := nv_embed.allowance(generation, 500);
+    step record;
+    done record;
+BEGIN
+    IF most OPERATOR(pg_catalog.=) 0 THEN
+        RETURN 0;
+    END IF;
+    step := nv_embed.lock_step(generation, after, most);
+    EXECUTE nv_embed.cut_sql(generation) INTO done USING step.held, step.awaiting, generation;
+    RETURN nv_embed.end_step(generation, step.last, step.seen OPERATOR(pg_catalog.<) most, done.queued);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.cut_step(bigint, text) IS 'Gives the next rows what their live vectors begin with, and queues those that it cannot; returns how many it queued.';
+
+-- Going on.
+
+CREATE OR REPLACE FUNCTION nv_embed.waiting_before(generation bigint, moment timestamptz) RETURNS bigint
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    SELECT count(*) FROM nv_embed.job AS j
+    WHERE j.generation = waiting_before.generation AND j.retry_at IS DISTINCT FROM 'infinity' AND j.queued_at <= moment
+);
+
+COMMENT ON FUNCTION nv_embed.waiting_before(bigint, timestamptz) IS 'How many rows wait for a worker since before a moment.';
+
+CREATE OR REPLACE FUNCTION nv_embed.reembedding_index_steps(id bigint) RETURNS SETOF text
+LANGUAGE plpgsql STABLE ROWS 1
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r CONSTANT nv_embed.reembedding := nv_embed.find_reembedding(id);
+    e CONSTANT nv_embed.embedding := (nv_embed.declaration(r.from_generation)).e;
+    live CONSTANT nv_embed.generation := (nv_embed.declaration(r.from_generation)).g;
+    next CONSTANT nv_embed.generation := (nv_embed.declaration(r.to_generation)).g;
+BEGIN
+    RETURN QUERY
+    SELECT s.step
+    FROM (
+        SELECT DISTINCT ON (i.method, w.dim, i.storage) i.index, i.method, w.dim, i.storage, array_to_string(c.reloptions, ', ') AS options
+        FROM nv_embed.find_indexes(e.relation, live, nv_embed.pgvector_schema()) AS i
+        JOIN pg_class AS c ON c.oid = i.index
+        CROSS JOIN LATERAL (SELECT CASE i.dim WHEN live.dim THEN next.dim ELSE i.dim END AS dim) AS w
+        WHERE i.is_valid AND NOT i.is_partial AND w.dim = ANY (nv_embed.model_dims(next) || next.dim)
+        ORDER BY i.method, w.dim, i.storage, i.index
+    ) AS i
+    CROSS JOIN LATERAL nv_embed.index_steps(e.relation, next, i.dim, i.method, i.storage, true, coalesce(' WITH (' || i.options || ')', '')) WITH ORDINALITY AS s (step, place)
+    ORDER BY i.dim DESC, i.method, i.storage, s.place;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.reembedding_index_steps(bigint)
+    IS 'The statements that give the next generation the indexes that the live one has, in order; none where it has them. Each is to be run by itself, as by \gexec.';
+
+CREATE OR REPLACE FUNCTION nv_embed.advance_reembedding(id bigint) RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r CONSTANT nv_embed.reembedding := nv_embed.find_reembedding(id);
+    state text := r.state;
+BEGIN
+    IF state = 'planned' THEN
+        PERFORM nv_embed.begin_reembedding(id);
+        RETURN 'backfilling';
+    END IF;
+    IF state = 'backfilling' AND NOT EXISTS (SELECT FROM nv_embed.backfill AS b WHERE b.generation = r.to_generation)
+        AND nv_embed.waiting_before(r.to_generation, clock_timestamp() - interval '1 second') = 0 THEN
+        state := 'indexing';
+    END IF;
+    IF state = 'indexing' AND NOT EXISTS (SELECT FROM nv_embed.reembedding_index_steps(id)) THEN
+        state := 'verifying';
+    END IF;
+    IF state = 'verifying' THEN
+        PERFORM nv_embed.check_covered(r.from_generation, r.to_generation, clock_timestamp() - interval '1 second');
+        state := 'ready';
+    END IF;
+    IF state <> r.state THEN
+        PERFORM nv_embed.set_state(id, state);
+    END IF;
+    RETURN state;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.advance_reembedding(bigint) IS 'Moves a re-embedding on as far as things are, up to ready; returns its state. To be called again and again.';
+
+-- A row that awaits its vector in the old generation too is no loss. Both queues are compared, and the tallies too, which also know of rows that no trigger saw.
+CREATE OR REPLACE FUNCTION nv_embed.check_covered(from_generation bigint, to_generation bigint, moment timestamptz) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    waiting bigint;
+    failed bigint;
+    unseen bigint;
+BEGIN
+    SELECT count(*) FILTER (WHERE j.retry_at IS DISTINCT FROM 'infinity' AND j.queued_at <= moment), count(*) FILTER (WHERE j.retry_at = 'infinity')
+    INTO waiting, failed
+    FROM nv_embed.job AS j
+    WHERE j.generation = to_generation AND NOT EXISTS (SELECT FROM nv_embed.job AS o WHERE o.generation = from_generation AND o.key = j.key);
+    SELECT sum(CASE t.generation WHEN to_generation THEN 1 ELSE -1 END * (t.rows - t.blank - t.vectors + t.stale - t.jobs)) INTO unseen
+    FROM nv_embed.tally AS t WHERE t.generation IN (from_generation, to_generation);
+    IF waiting + failed > 0 OR unseen > 0 OR EXISTS (SELECT FROM nv_embed.backfill AS b WHERE b.generation = to_generation) THEN
+        RAISE EXCEPTION 'not every row has its vector of the generation to be live'
+            USING ERRCODE = '55000',
+                DETAIL = format('%s wait for a worker, %s failed, %s were never queued.', waiting, failed, greatest(unseen, 0)),
+                HINT = 'see that a worker runs; nv_embed.failures says why rows failed, nv_embed.retry() tries them again, nv_embed.refresh() queues what is missing';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_covered(bigint, bigint, timestamptz)
+    IS 'Raises an error where rows that have their vector in one generation lack it in another, but for those that came after a moment.';
+
+-- Cutting over, and back.
+
+CREATE OR REPLACE FUNCTION nv_embed.await_queue(generation bigint, moment timestamptz, patience interval) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    until CONSTANT timestamptz := clock_timestamp() + patience;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'a % transaction cannot see what workers do', current_setting('transaction_isolation')
+            USING ERRCODE = '25001', HINT = 'do it in a read committed transaction';
+    END IF;
+    WHILE nv_embed.waiting_before(generation, moment) > 0 AND clock_timestamp() < until LOOP
+        PERFORM pg_sleep(0.02);
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.await_queue(bigint, timestamptz, interval) IS 'Waits until what was queued before a moment has been embedded, or for so long.';
+
+-- Rows that were written before the call have their vectors. One that is written while it waits for the lock may be in the queue, as always in mode async.
+CREATE OR REPLACE FUNCTION nv_embed.exchange(e nv_embed.embedding, from_generation bigint, to_generation bigint, patience interval) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    moment CONSTANT timestamptz := clock_timestamp();
+    relation CONSTANT text := nv_embed.qualified(e.relation);
+    leaving nv_embed.generation;
+    coming nv_embed.generation;
+BEGIN
+    PERFORM nv_embed.await_queue(to_generation, moment, patience);
+    PERFORM nv_embed.lock_briefly(e.relation, patience);
+    leaving := (nv_embed.declaration(from_generation)).g;
+    coming := (nv_embed.declaration(to_generation)).g;
+    PERFORM nv_embed.check_target(e, leaving);
+    PERFORM nv_embed.check_target(e, coming);
+    PERFORM nv_embed.check_covered(from_generation, to_generation, moment);
+    EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO %I', relation, leaving.target, nv_embed.column_of(e.target, leaving.id));
+    EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO %I', relation, coming.target, e.target);
+    UPDATE nv_embed.generation AS g SET state = 'previous', target = nv_embed.column_of(e.target, g.id) WHERE g.id = leaving.id;
+    UPDATE nv_embed.generation AS g SET state = 'live', target = e.target WHERE g.id = coming.id;
+    PERFORM nv_embed.next_version(e);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.exchange(nv_embed.embedding, bigint, bigint, interval)
+    IS 'Makes another generation the live one: catalog, columns'' names and triggers, at once.';
+
+CREATE OR REPLACE FUNCTION nv_embed.cut_over(id bigint, patience interval DEFAULT '1 min') RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r CONSTANT nv_embed.reembedding := nv_embed.find_reembedding(id);
+BEGIN
+    PERFORM nv_embed.check_state(r, 'ready');
+    PERFORM nv_embed.exchange((nv_embed.declaration(r.from_generation)).e, r.from_generation, r.to_generation, patience);
+    PERFORM nv_embed.set_state(id, 'live');
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.cut_over(bigint, interval) IS 'Has searches answered by the next generation from now on; the one before is kept in step until finish() or roll_back().';
+
+CREATE OR REPLACE FUNCTION nv_embed.roll_back(id bigint, patience interval DEFAULT '1 min') RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r CONSTANT nv_embed.reembedding := nv_embed.find_reembedding(id);
+BEGIN
+    PERFORM nv_embed.check_state(r, 'live');
+    PERFORM nv_embed.exchange((nv_embed.declaration(r.from_generation)).e, r.to_generation, r.from_generation, patience);
+    PERFORM nv_embed.set_state(id, 'rolled_back');
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.roll_back(bigint, interval)
+    IS 'Takes a cut-over back: the generation that was live before is again, with all that was written since. The other one is kept until finish().';
+
+CREATE OR REPLACE FUNCTION nv_embed.finish(id bigint) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r CONSTANT nv_embed.reembedding := nv_embed.find_reembedding(id);
+BEGIN
+    IF r.ended_at IS NOT NULL OR r.state <> 'rolled_back' THEN
+        PERFORM nv_embed.check_state(r, 'live');
+        PERFORM nv_embed.set_state(id, 'finished');
+    END IF;
+    PERFORM nv_embed.end_generation(id, CASE r.state WHEN 'live' THEN r.from_generation ELSE r.to_generation END);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.finish(bigint)
+    IS 'Ends a re-embedding that was cut over or rolled back: drops the column of the generation that is not live. There is no way back then.';
+
+CREATE OR REPLACE FUNCTION nv_embed.cancel(id bigint) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r CONSTANT nv_embed.reembedding := nv_embed.find_reembedding(id);
+BEGIN
+    PERFORM nv_embed.check_state(r, 'planned', 'backfilling', 'indexing', 'verifying', 'ready');
+    PERFORM nv_embed.set_state(id, 'cancelled');
+    PERFORM nv_embed.end_generation(id, r.to_generation);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.cancel(bigint) IS 'Ends a re-embedding before its cut-over: drops the column of the next generation.';
+
+CREATE OR REPLACE FUNCTION nv_embed.end_generation(id bigint, generation bigint) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e CONSTANT nv_embed.embedding := (nv_embed.declaration(generation)).e;
+    g CONSTANT nv_embed.generation := (nv_embed.declaration(generation)).g;
+BEGIN
+    IF g.state <> 'planned' THEN
+        PERFORM nv_embed.lock_briefly(e.relation, '1 min');
+        EXECUTE format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', nv_embed.qualified(e.relation), g.target);
+    END IF;
+    PERFORM nv_embed.forget(generation);
+    DELETE FROM nv_embed.generation AS s WHERE s.id = generation;
+    IF g.state <> 'planned' THEN
+        PERFORM nv_embed.next_version(e);
+    END IF;
+    UPDATE nv_embed.reembedding AS r SET ended_at = clock_timestamp() WHERE r.id = end_generation.id;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.end_generation(bigint, bigint)
+    IS 'Ends a re-embedding and drops its generation that is not live: the column with its indexes, its jobs and its numbers.';
+
+CREATE OR REPLACE VIEW nv_embed.reembedding_status WITH (security_invoker) AS
+SELECT r.id, e.relation, e.target, r.state, r.rows_per_s,
+    o.model AS from_model, o.dim AS from_dim, o.storage AS from_storage, n.model AS to_model, n.dim AS to_dim, n.storage AS to_storage,
+    CASE WHEN b.counted IS NOT FALSE THEN t.rows - t.blank END AS rows,
+    CASE WHEN b.counted IS NOT FALSE THEN t.vectors - t.stale END AS embedded,
+    CASE WHEN b.counted IS NOT FALSE THEN coalesce((t.vectors - t.stale)::float8 / nullif(t.rows - t.blank, 0), 1) END AS progress,
+    t.jobs - f.failed AS pending, f.failed, w.rate,
+    CASE WHEN b.counted IS NOT FALSE THEN make_interval(secs => (t.rows - t.blank - t.vectors + t.stale - f.failed) / nullif(w.rate, 0)) END AS eta,
+    r.created_at, r.changed_at, r.ended_at
+FROM nv_embed.reembedding AS r
+JOIN nv_embed.embedding AS e ON e.id = r.embedding
+LEFT JOIN nv_embed.generation AS o ON o.id = r.from_generation
+LEFT JOIN nv_embed.generation AS n ON n.id = r.to_generation
+LEFT JOIN nv_embed.backfill AS b ON b.generation = n.id
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(s.rows), 0)::bigint AS rows, coalesce(sum(s.blank), 0)::bigint AS blank, coalesce(sum(s.vectors), 0)::bigint AS vectors,
+        coalesce(sum(s.jobs), 0)::bigint AS jobs, coalesce(sum(s.stale), 0)::bigint AS stale
+    FROM nv_embed.tally AS s WHERE s.generation = n.id
+) AS t
+CROSS JOIN LATERAL (SELECT count(*) AS failed FROM nv_embed.job AS j WHERE j.generation = n.id AND j.retry_at = 'infinity') AS f
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum((s.rates ->> n.id::text)::float8), 0) AS rate
+    FROM nv_embed.worker AS s
+    WHERE s.seen_at > clock_timestamp() - interval '15 seconds' AND nv_embed.may_embed(s.role_name, e.relation)
+) AS w
+WHERE nv_embed.owns(e.relation) OR (SELECT nv_embed.is_worker());
+
+COMMENT ON VIEW nv_embed.reembedding_status IS 'How far each re-embedding is; those that ended stand there too.';
+
+GRANT SELECT ON nv_embed.reembedding_status TO PUBLIC;

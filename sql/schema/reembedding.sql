@@ -1,0 +1,34 @@
+-- reembedding: moves of embeddings from their live generation to the next.
+--
+-- As declarations they are public, and written by whoever owns the table. Workers write one column of them: how far the allowance is used up.
+
+CREATE TABLE nv_embed.reembedding (
+    id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    embedding       bigint NOT NULL REFERENCES nv_embed.embedding ON DELETE CASCADE,
+    from_generation bigint NOT NULL,
+    to_generation   bigint NOT NULL,
+    state           text NOT NULL DEFAULT 'planned'
+        CHECK (state IN ('planned', 'backfilling', 'indexing', 'verifying', 'ready', 'live', 'finished', 'cancelled', 'rolled_back')),
+    rows_per_s      real CHECK (rows_per_s > 0),
+    allowed_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    created_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    changed_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended_at        timestamptz
+);
+
+COMMENT ON TABLE nv_embed.reembedding IS 'Moves of embeddings from one generation to another, those that ended included.';
+COMMENT ON COLUMN nv_embed.reembedding.rows_per_s IS 'How many rows a second workers may take of it, all together; NULL is no limit.';
+COMMENT ON COLUMN nv_embed.reembedding.allowed_at IS 'Until when what rows_per_s allows is used up.';
+COMMENT ON COLUMN nv_embed.reembedding.changed_at IS 'When it came into its state.';
+COMMENT ON COLUMN nv_embed.reembedding.ended_at IS 'When the generation that is not live was dropped.';
+
+CREATE UNIQUE INDEX reembedding_open ON nv_embed.reembedding (embedding) WHERE ended_at IS NULL;
+CREATE INDEX reembedding_embedding ON nv_embed.reembedding (embedding);
+
+ALTER TABLE nv_embed.reembedding ENABLE ROW LEVEL SECURITY;
+CREATE POLICY readable ON nv_embed.reembedding FOR SELECT USING (true);
+CREATE POLICY written_by_owner ON nv_embed.reembedding
+    USING (EXISTS (SELECT FROM nv_embed.embedding AS e WHERE e.id = reembedding.embedding AND nv_embed.owns(e.relation)));
+CREATE POLICY used_by_workers ON nv_embed.reembedding FOR UPDATE USING ((SELECT nv_embed.is_worker()));
+GRANT SELECT ON nv_embed.reembedding TO PUBLIC;
+GRANT INSERT (embedding, from_generation, to_generation, rows_per_s), UPDATE (state, rows_per_s, allowed_at, changed_at, ended_at) ON nv_embed.reembedding TO PUBLIC;

@@ -1,0 +1,308 @@
+"""
+Re-embedding: from one generation to the next while rows are read and written, and back.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import Connection
+from counting import Counter
+from installs import BOTH, EXTENSION, Install
+from servers import Sidecar
+from vectors import cosine, one, parsed, question
+
+from nv_embed.client import Client
+from nv_embed.worker import Settings, Worker
+
+pytestmark = BOTH
+
+DOCS = "CREATE TABLE docs (id int PRIMARY KEY, body text)"
+
+
+@pytest.fixture
+def db(connect: Callable[..., Connection]) -> Connection:
+    connection = connect()
+    connection.execute(DOCS)
+    return connection
+
+
+@pytest.fixture
+def dsn(install: Install, own_database: str) -> str:
+    return install.dsn(own_database)
+
+
+def declare(db: Connection, dim: int = 384, rows: int = 50, mode: str = "async", storage: str = "halfvec") -> None:
+    db.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => %s, mode => %s, storage => %s)", [dim, mode, storage])
+    db.execute("INSERT INTO docs SELECT n, 'body ' || n FROM generate_series(1, %s) AS n", [rows])
+
+
+def drain(dsn: str, endpoint: str) -> None:
+    Worker(Settings(dsn, (endpoint,), timeout_s=20.0, once=True)).run()
+
+
+@contextmanager
+def working(dsn: str, endpoint: str) -> Iterator[None]:
+    running = Worker(Settings(dsn, (endpoint,), poll_s=0.2, timeout_s=20.0))
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        running.stop()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def reembed(db: Connection, **options: Any) -> int:
+    named = "".join(f", {name} => %s" for name in options)
+    return int(one(db, f"SELECT nv_embed.reembed('docs'{named})", list(options.values())))
+
+
+def state(db: Connection) -> str:
+    return str(one(db, "SELECT state FROM nv_embed.reembedding_status ORDER BY id DESC LIMIT 1"))
+
+
+def advance(db: Connection, id: int, wanted: str = "ready") -> None:
+    """As the command line does it."""
+    deadline = time.monotonic() + 60
+    while (now := one(db, "SELECT nv_embed.advance_reembedding(%s)", [id])) != wanted:
+        assert time.monotonic() < deadline, now
+        for (step,) in db.execute("SELECT nv_embed.reembedding_index_steps(%s)", [id]).fetchall() if now == "indexing" else []:
+            db.execute(step)
+        time.sleep(0.05)
+
+
+def right(db: Connection, client: Client, dim: int, column: str = "embedding") -> int:
+    """How many rows hold the vector of just their text at that width; fails on one that holds another's."""
+    rows = db.execute(f"SELECT id, body, {column}::text FROM docs WHERE {column} IS NOT NULL").fetchall()
+    expected = client.embed([text for _, text, _ in rows], dim=dim)
+    for (key, _, stored), vector in zip(rows, expected, strict=True):
+        found = parsed(stored)
+        assert found is not None and len(found) == dim
+        assert cosine(found, vector) > 0.999, key
+    return len(rows)
+
+
+def search(db: Connection, client: Client, text: str, dim: int, k: int = 1) -> list[tuple[int, float]]:
+    asked = str(client.embed([text], dim=dim)[0].tolist())
+    return db.execute("SELECT (hit).id, score FROM nv_search(NULL::docs, %s::vector, k => %s)", [asked, k]).fetchall()
+
+
+def columns(db: Connection) -> list[str]:
+    return [name for (name,) in db.execute("SELECT attname FROM pg_attribute WHERE attrelid = 'docs'::regclass AND attnum > 0 AND NOT attisdropped")]
+
+
+def test_a_table_goes_to_another_width_while_the_old_one_answers(db: Connection, dsn: str, sidecar: Sidecar, client: Client) -> None:
+    declare(db)
+    drain(dsn, sidecar.address)
+    db.execute(one(db, "SELECT nv_embed.create_index_sql('docs', concurrently => false, m => 8)"))
+    id = reembed(db, dim=512)
+    assert state(db) == "backfilling"
+    db.execute("UPDATE docs SET body = 'changed' WHERE id = 7; DELETE FROM docs WHERE id = 8; INSERT INTO docs VALUES (100, 'new'), (101, ' ')")
+    assert search(db, client, "body 9", 384)[0][0] == 9
+    with working(dsn, sidecar.address):
+        advance(db, id)
+        assert right(db, client, 384) == 50
+        db.execute("SELECT nv_embed.cut_over(%s)", [id])
+        assert (right(db, client, 512), search(db, client, "changed", 512)[0][0]) == (50, 7)
+        assert db.execute("SELECT dim, rows, embedded, pending, coverage FROM nv_embed.status").fetchall() == [(512, 51, 50, 0, 1.0)]
+        assert db.execute("SELECT dim, is_valid FROM nv_embed.vector_indexes('docs')").fetchall() == [(512, True)]
+        (options,) = db.execute("SELECT reloptions FROM pg_class JOIN nv_embed.vector_indexes('docs') ON index = oid").fetchone() or ()
+        assert options == ["m=8"]
+    db.execute("SELECT nv_embed.finish(%s)", [id])
+    assert (state(db), columns(db)) == ("finished", ["id", "body", "embedding"])
+    db.execute("UPDATE docs SET body = 'again' WHERE id = 1")
+    drain(dsn, sidecar.address)
+    assert right(db, client, 512) == 50
+    assert one(db, "SELECT count(*) FROM nv_embed.generation") == 1
+
+
+def test_a_narrower_generation_of_the_same_model_is_cut_without_a_call(
+    db: Connection, dsn: str, sidecar: Sidecar, counter: Counter, client: Client
+) -> None:
+    declare(db, dim=2048, rows=1200)
+    db.execute("INSERT INTO docs VALUES (5000, ''), (5001, NULL)")
+    drain(dsn, sidecar.address)
+    id = reembed(db, dim=384, storage="vector")
+    with working(dsn, counter.address):
+        advance(db, id)
+    assert counter.pages == []
+    db.execute("SELECT nv_embed.cut_over(%s)", [id])
+    assert right(db, client, 384) == 1200
+    assert db.execute("SELECT storage, rows, embedded, blank, pending FROM nv_embed.status").fetchall() == [("vector", 1202, 1200, 2, 0)]
+
+
+def test_a_row_whose_vector_is_stale_is_embedded_and_not_cut(db: Connection, dsn: str, sidecar: Sidecar, counter: Counter, client: Client) -> None:
+    declare(db, dim=512)
+    drain(dsn, sidecar.address)
+    db.execute("UPDATE docs SET body = 'changed ' || id WHERE id <= 3")
+    id = reembed(db, dim=384)
+    with working(dsn, counter.address):
+        advance(db, id)
+    assert sorted(text for page in counter.pages for text in page) == sorted(2 * ["changed 1", "changed 2", "changed 3"])
+    db.execute("SELECT nv_embed.cut_over(%s)", [id])
+    assert right(db, client, 384) == 50
+
+
+def test_rolling_back_has_every_row_that_was_written_since(db: Connection, dsn: str, sidecar: Sidecar, client: Client) -> None:
+    declare(db)
+    drain(dsn, sidecar.address)
+    id = reembed(db, dim=512)
+    with working(dsn, sidecar.address):
+        advance(db, id)
+        db.execute("SELECT nv_embed.cut_over(%s)", [id])
+        db.execute("UPDATE docs SET body = 'changed' WHERE id = 7; INSERT INTO docs VALUES (100, 'new'); UPDATE docs SET id = 200 WHERE id = 1")
+        db.execute("SELECT nv_embed.roll_back(%s)", [id])
+        assert right(db, client, 384) == 51
+        assert db.execute("SELECT dim, rows, embedded, pending FROM nv_embed.status").fetchall() == [(384, 51, 51, 0)]
+    with pytest.raises(psycopg.errors.ObjectInUse, match="is rolled_back"):
+        reembed(db, dim=512)
+    db.execute("SELECT nv_embed.finish(%s)", [id])
+    assert (state(db), columns(db)) == ("rolled_back", ["id", "body", "embedding"])
+    again = reembed(db, dim=512)
+    db.execute("SELECT nv_embed.cancel(%s)", [again])
+    assert (state(db), columns(db)) == ("cancelled", ["id", "body", "embedding"])
+    db.execute("INSERT INTO docs VALUES (300, 'after all')")
+    drain(dsn, sidecar.address)
+    assert right(db, client, 384) == 52
+
+
+def test_a_reader_whose_snapshot_is_older_reads_the_generation_of_its_snapshot(
+    db: Connection, connect: Callable[..., Connection], dsn: str, sidecar: Sidecar, client: Client
+) -> None:
+    declare(db)
+    drain(dsn, sidecar.address)
+    first, second = connect(), connect()
+    first.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class LIMIT 1")
+    id = reembed(db, dim=512)
+    with working(dsn, sidecar.address):
+        advance(db, id)
+    second.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class LIMIT 1")
+    db.execute("SELECT nv_embed.cut_over(%s)", [id])
+    for reader in (first, second):
+        assert search(reader, client, "body 9", 384)[0] == (9, pytest.approx(1, abs=1e-3))
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="512 dimensions, not 384"), reader.transaction():
+            search(reader, client, "body 9", 512)
+        assert search(reader, client, "body 9", 384, k=3)[0][0] == 9
+    second.execute("COMMIT")
+    assert search(second, client, "body 9", 512)[0] == (9, pytest.approx(1, abs=1e-3))
+    second.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class LIMIT 1")
+    first.execute("COMMIT; BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class LIMIT 1")
+    db.execute("SELECT nv_embed.roll_back(%s)", [id])
+    assert search(first, client, "body 9", 512)[0] == (9, pytest.approx(1, abs=1e-3))
+    first.execute("COMMIT")
+    db.execute("SELECT nv_embed.finish(%s)", [id])
+    with pytest.raises(psycopg.errors.SerializationFailure, match="re-embedding"):
+        search(second, client, "body 9", 512)
+    second.execute("ROLLBACK")
+    assert search(second, client, "body 9", 384)[0] == (9, pytest.approx(1, abs=1e-3))
+
+
+def test_a_writer_whose_snapshot_is_older_is_told_to_try_again(
+    db: Connection, connect: Callable[..., Connection], dsn: str, sidecar: Sidecar, client: Client
+) -> None:
+    declare(db)
+    drain(dsn, sidecar.address)
+    writer = connect()
+    writer.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class LIMIT 1")
+    id = reembed(db, dim=512)
+    with pytest.raises(psycopg.errors.SerializationFailure, match="re-embedding"):
+        writer.execute("INSERT INTO docs VALUES (100, 'new')")
+    writer.execute("ROLLBACK; INSERT INTO docs VALUES (100, 'new')")
+    with working(dsn, sidecar.address):
+        advance(db, id)
+    db.execute("SELECT nv_embed.cut_over(%s)", [id])
+    assert right(db, client, 512) == 51
+
+
+@EXTENSION
+def test_in_mode_sync_both_generations_have_their_vectors_when_a_statement_ends(db: Connection, dsn: str, sidecar: Sidecar, client: Client) -> None:
+    declare(db, mode="sync")
+    id = reembed(db, dim=512)
+    next_column = one(db, "SELECT target FROM nv_embed.generation WHERE state = 'next'")
+    db.execute("INSERT INTO docs VALUES (100, 'new'); UPDATE docs SET body = 'changed' WHERE id = 7")
+    assert right(db, client, 384) == 51
+    assert right(db, client, 512, next_column) == 2
+    assert one(db, "SELECT nv_embed.refresh('docs')") == 0
+    advance(db, id)
+    db.execute("SELECT nv_embed.cut_over(%s)", [id])
+    db.execute("UPDATE docs SET body = 'changed again' WHERE id = 7")
+    db.execute("SELECT nv_embed.roll_back(%s)", [id])
+    assert right(db, client, 384) == 51
+
+
+def test_a_cut_over_is_refused_while_rows_lack_their_vectors(db: Connection, dsn: str, sidecar: Sidecar) -> None:
+    declare(db)
+    drain(dsn, sidecar.address)
+    id = reembed(db, dim=512)
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="is backfilling"):
+        db.execute("SELECT nv_embed.cut_over(%s)", [id])
+    with working(dsn, sidecar.address):
+        advance(db, id)
+    db.execute("INSERT INTO docs VALUES (100, 'awaits both')")
+    db.execute("INSERT INTO docs SELECT 101, 'brings one along', embedding FROM docs WHERE id = 1")
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="not every row") as raised:
+        db.execute("SELECT nv_embed.cut_over(%s, '0.2 s')", [id])
+    assert raised.value.diag.message_detail == "1 wait for a worker, 0 failed, 0 were never queued."
+    assert (state(db), one(db, "SELECT dim FROM nv_embed.status")) == ("ready", 384)
+    db.execute("DELETE FROM docs WHERE id = 101; SELECT nv_embed.cut_over(%s, '0.2 s')" % id)
+    assert one(db, "SELECT dim FROM nv_embed.status") == 512
+
+
+def test_readers_and_writers_go_through_cut_overs_unharmed(
+    db: Connection, connect: Callable[..., Connection], dsn: str, sidecar: Sidecar, client: Client
+) -> None:
+    declare(db, rows=200)
+    drain(dsn, sidecar.address)
+    asked = {dim: str(client.embed(["body 9"], dim=dim)[0].tolist()) for dim in (384, 512)}
+    over, hits, failures = threading.Event(), [0, 0], []
+
+    def read(reader: Connection) -> None:
+        while not over.is_set():
+            with reader.transaction():
+                reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                dim = one(reader, "SELECT dim FROM nv_embed.generation WHERE state = 'live'")
+                found = reader.execute("SELECT (hit).id, score FROM nv_search(NULL::docs, %s::vector, k => 1)", [asked[dim]]).fetchone()
+            assert found == (9, pytest.approx(1, abs=1e-3)), (dim, found)
+            hits[dim == 512] += 1
+
+    def write(writer: Connection) -> None:
+        for n in range(1_000_000):
+            if over.wait(0.002):
+                break
+            writer.execute("INSERT INTO docs VALUES (%s, 'new ' || %s)", [1000 + n, n])
+            writer.execute("UPDATE docs SET body = body || '!' WHERE id = %s", [20 + n % 150])
+
+    def guarded(work: Callable[[Connection], None], connection: Connection) -> None:
+        try:
+            work(connection)
+        except BaseException as error:
+            failures.append(error)
+            over.set()
+
+    threads = [threading.Thread(target=guarded, args=(work, connect())) for work in (read, read, write)]
+    with working(dsn, sidecar.address):
+        for thread in threads:
+            thread.start()
+        try:
+            for dim, end in ((512, "finish"), (384, "roll_back"), (384, "finish"), (512, "finish")):
+                id = reembed(db, dim=dim)
+                advance(db, id)
+                db.execute("SELECT nv_embed.cut_over(%s)", [id])
+                if end == "roll_back":
+                    db.execute("SELECT nv_embed.roll_back(%s)", [id])
+                time.sleep(0.3)  # until no reader has a snapshot from before
+                db.execute("SELECT nv_embed.finish(%s)", [id])
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join(60)
+        assert failures == []
+        assert min(hits) > 5
+        assert one(db, "SELECT nv_embed.wait('docs', timeout => '30 s')")
+    assert right(db, client, 512) == one(db, "SELECT count(*) FROM docs")
