@@ -11,7 +11,7 @@ In:  two connections in autocommit mode      Out: `Built`, and on the way there 
 import math
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from datetime import datetime
@@ -187,28 +187,61 @@ def build(connection: Connection, watching: Connection, wanted: Wanted, watcher:
         Unfinished: it has begun, and was interrupted or failed.
         psycopg.Error: it has not begun.
     """
+
+    def steps() -> list[str]:
+        query = "SELECT nv_embed.create_index_steps(%s::regclass, %s, %s, %s, %s, %s, %s, %s, %s)"
+        return [step for (step,) in connection.execute(query, astuple(wanted))]
+
+    count = build_steps(connection, watching, (wanted.relation, wanted.target), steps, watcher, memory)
+    row = connection.execute(
+        "SELECT index::text, dims, rows, bytes FROM nv_embed.find_index(%s::regclass, %s, %s, %s, %s)",
+        [wanted.relation, wanted.target, wanted.dim, wanted.method, wanted.storage],
+    ).fetchone()
+    assert row is not None
+    index, dim, rows, size = row
+    return Built(index, dim, rows, size, was_there=count == 0)
+
+
+def build_steps(
+    connection: Connection,
+    watching: Connection,
+    embedding: tuple[str, str],
+    steps: Callable[[], list[str]],
+    watcher: Watcher,
+    memory: str | None = None,
+) -> int:
+    """Run the statements that build indexes of an embedding's vectors. Returns how many there were.
+
+    Args:
+        embedding: its table, as SQL reads it, and its target.
+        steps: asks, over `connection`, which statements are left to be run.
+    The others, and what is raised, are `build`'s.
+    """
     connection.execute(SESSION)
     if memory is not None:
         connection.execute("SELECT set_config('maintenance_work_mem', %s, false)", [memory])
-    return _Build(connection, watching, wanted, watcher).run()
+    return _Build(connection, watching, embedding, steps, watcher).run()
 
 
 class _Build:
-    def __init__(self, connection: Connection, watching: Connection, wanted: Wanted, watcher: Watcher) -> None:
+    def __init__(
+        self, connection: Connection, watching: Connection, embedding: tuple[str, str], steps: Callable[[], list[str]], watcher: Watcher
+    ) -> None:
         self._connection = connection
         self._watching = watching
-        self._wanted = wanted
+        self._embedding = embedding
+        self._steps = steps
         self._watcher = watcher
         self._notices: queue.SimpleQueue[_Notice] = queue.SimpleQueue()
         self._memory = int(self._ask("SELECT pg_size_bytes(current_setting('maintenance_work_mem'))"))
         connection.add_notice_handler(lambda said: self._notices.put(_Notice(said.message_primary or "", said.message_detail, said.message_hint)))
 
-    def run(self) -> Built:
+    def run(self) -> int:
         steps = self._steps()
         if steps:
-            builder = self._ask("SELECT nv_embed.reserve_index(%s::regclass, %s)", self._wanted.relation, self._wanted.target)
+            builder = self._ask("SELECT nv_embed.reserve_index(%s::regclass, %s)", *self._embedding)
             if builder is not None:
-                raise Busy(f"process {builder} builds an index of {self._wanted.relation} already: wait for it to end")
+                raise Busy(f"process {builder} builds an index of {self._embedding[0]} already: wait for it to end")
             steps = self._steps()  # the one before us may have ended in between
         for number, step in enumerate(steps, 1):
             try:
@@ -217,25 +250,7 @@ class _Build:
             except (psycopg.Error, KeyboardInterrupt) as error:
                 dropped, left = self._clear_away() if step.startswith("CREATE INDEX CONCURRENTLY ") else ([], [])
                 raise Unfinished(error, dropped, left, number - 1) from error
-        return Built(*self._found(), was_there=not steps)
-
-    def _steps(self) -> list[str]:
-        wanted = self._wanted
-        rows = self._connection.execute(
-            "SELECT nv_embed.create_index_steps(%s::regclass, %s, %s, %s, %s, %s, %s, %s, %s)",
-            astuple(wanted),
-        )
-        return [step for (step,) in rows]
-
-    def _found(self) -> tuple[str, int, int, int]:
-        wanted = self._wanted
-        row = self._connection.execute(
-            "SELECT index::text, dims, rows, bytes FROM nv_embed.find_index(%s::regclass, %s, %s, %s, %s)",
-            [wanted.relation, wanted.target, wanted.dim, wanted.method, wanted.storage],
-        ).fetchone()
-        assert row is not None
-        index, dim, rows, size = row
-        return index, dim, rows, size
+        return len(steps)
 
     def _execute(self, statement: str) -> None:
         running = _Statement(self._connection, statement)

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from nv_embed import __version__
-from nv_embed.cli import demo, doctor, embed, eval, index, install, serve, status, up, worker
+from nv_embed.cli import demo, doctor, embed, eval, index, install, reembed, serve, status, up, worker
 from nv_embed.cli.failure import explain
 
 app = typer.Typer(
@@ -35,6 +35,11 @@ app.command(context_settings=serve.PASS_THROUGH, add_help_option=False)(serve.se
 app.command()(worker.worker)
 app.command()(install.install)
 app.command()(index.index)
+app.command()(reembed.reembed)
+app.command()(reembed.cut_over)
+app.command()(reembed.roll_back)
+app.command()(reembed.finish)
+app.command()(reembed.cancel)
 app.command()(eval.eval)
 
 

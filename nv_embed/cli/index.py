@@ -71,9 +71,9 @@ def index(
     """Build an index of a table's vectors, or of their first dimensions."""
     from nv_embed.indexes import Wanted, list_indexes
 
-    dsn = database_url or _private_dsn()
+    dsn = database_url or private_dsn()
     if only_list:
-        with _connect(dsn) as connection:
+        with connect(dsn) as connection:
             _print_list(table, list_indexes(connection, table, target), as_json)
         return
     begun = time.monotonic()
@@ -90,8 +90,8 @@ def _build(dsn: str, wanted: "Wanted", memory: str | None, as_json: bool) -> "Bu
     try:
         with (
             interrupted_by_termination(),
-            _connect(dsn) as connection,
-            _connect(dsn) as watching,
+            connect(dsn) as connection,
+            connect(dsn) as watching,
             _watcher(errors if as_json else console) as watcher,
         ):
             return build(connection, watching, wanted, watcher, memory)
@@ -99,14 +99,14 @@ def _build(dsn: str, wanted: "Wanted", memory: str | None, as_json: bool) -> "Bu
         raise Failure(str(busy)) from None
     except Unfinished as ended:
         if not isinstance(ended.cause, KeyboardInterrupt):
-            raise Failure(_why(ended)) from None
-        print(f"nv-embed: {_why(ended)}", file=sys.stderr)
+            raise Failure(why(ended)) from None
+        print(f"nv-embed: {why(ended)}", file=sys.stderr)
     except KeyboardInterrupt:
         print("nv-embed: interrupted", file=sys.stderr)
     raise typer.Exit(INTERRUPTED)
 
 
-def _why(ended: "Unfinished") -> str:
+def why(ended: "Unfinished") -> str:
     """In one line: what ended a build, and what it has left."""
     reason = explain(ended.cause) if isinstance(ended.cause, Exception) else "interrupted"
     parts = [reason or str(ended.cause)]
@@ -121,13 +121,13 @@ def _why(ended: "Unfinished") -> str:
     return "; ".join(parts)
 
 
-def _private_dsn() -> str:
+def private_dsn() -> str:
     from nv_embed.cli.private import servers
 
     return servers().dsn()
 
 
-def _connect(dsn: str) -> "psycopg.Connection[Any]":
+def connect(dsn: str) -> "psycopg.Connection[Any]":
     import psycopg
 
     try:
@@ -160,7 +160,7 @@ class Bars:
     def begin(self, number: int, count: int, statement: str) -> None:
         if self._task is not None:
             self._bar.remove_task(self._task)
-        _print(self._screen, _numbered(number, count, statement))
+        print_line(self._screen, _numbered(number, count, statement))
         self._task = self._bar.add_task("", total=None, share="")
 
     def progress(self, progress: "Progress") -> None:
@@ -173,7 +173,7 @@ class Bars:
         self._bar.update(self._task, completed=done, description=_doing(progress), share=_counted(progress))
 
     def remark(self, text: str) -> None:
-        _print(self._screen, text)
+        print_line(self._screen, text)
 
 
 class Lines:
@@ -185,7 +185,7 @@ class Lines:
 
     def begin(self, number: int, count: int, statement: str) -> None:
         self._said = ()
-        _print(self._screen, _numbered(number, count, statement))
+        print_line(self._screen, _numbered(number, count, statement))
 
     def progress(self, progress: "Progress") -> None:
         tenths = None if progress.unit == "transactions" or progress.share is None else int(progress.share * 10)
@@ -193,13 +193,13 @@ class Lines:
         now = (progress.phase, tenths, pid)
         if (progress.phase or pid is not None) and now != self._said:
             self._said = now
-            _print(self._screen, "  " + ", ".join(part for part in (_doing(progress), _counted(progress)) if part))
+            print_line(self._screen, "  " + ", ".join(part for part in (_doing(progress), _counted(progress)) if part))
 
     def remark(self, text: str) -> None:
-        _print(self._screen, f"  {text}")
+        print_line(self._screen, f"  {text}")
 
 
-def _print(screen: "Screen", line: str) -> None:
+def print_line(screen: "Screen", line: str) -> None:
     from rich.text import Text
 
     screen.print(Text(line))
@@ -222,7 +222,7 @@ def _waits_for(blocker: "Blocker") -> str:
     if blocker.since is None:
         return who
     seconds = max((datetime.now(UTC) - blocker.since).total_seconds(), 0)
-    return f"{who}, in a transaction since {blocker.since.astimezone():%H:%M:%S} ({_span(seconds)})"
+    return f"{who}, in a transaction since {blocker.since.astimezone():%H:%M:%S} ({span(seconds)})"
 
 
 def _counted(progress: "Progress") -> str:
@@ -233,7 +233,7 @@ def _counted(progress: "Progress") -> str:
     return f"{int(progress.share * 100)} % of {progress.total:,} {progress.unit}"
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
     whole = int(seconds)
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {whole % 60:02} s" if minutes else f"{whole} s"
@@ -241,15 +241,15 @@ def _span(seconds: float) -> str:
 
 def _print_built(built: "Built", seconds: float, as_json: bool) -> None:
     if as_json:
-        _print_json({**asdict(built), "seconds": seconds})
+        print_json({**asdict(built), "seconds": seconds})
         return
-    size = f"{built.rows:,} rows, {_size(built.bytes)}"
-    typer.echo(f"{built.index} is there already: {size}." if built.was_there else f"{built.index} built in {seconds:,.1f} s: {size}.")
+    extent = f"{built.rows:,} rows, {size(built.bytes)}"
+    typer.echo(f"{built.index} is there already: {extent}." if built.was_there else f"{built.index} built in {seconds:,.1f} s: {extent}.")
 
 
 def _print_list(table: str, found: "Sequence[Index]", as_json: bool) -> None:
     if as_json:
-        _print_json([asdict(each) for each in found])
+        print_json([asdict(each) for each in found])
         return
     if not found:
         typer.echo(f"There is no index of the vectors of {table}.")
@@ -261,19 +261,19 @@ def _print_list(table: str, found: "Sequence[Index]", as_json: bool) -> None:
     shown = Table("index", "method", "dim", "storage", "state", "size", box=None, pad_edge=False, header_style="bold")
     for each in found:
         state = "unfinished" if not each.is_valid else "partial" if each.is_partial else "complete"
-        shown.add_row(each.index, each.method, str(each.dim), each.storage, state, _size(each.bytes))
+        shown.add_row(each.index, each.method, str(each.dim), each.storage, state, size(each.bytes))
     console.print(shown)
 
 
-def _print_json(value: object) -> None:
+def print_json(value: object) -> None:
     import orjson
 
     typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
 
 
-def _size(size: float) -> str:
+def size(count: float) -> str:
     for unit in ("bytes", "kB", "MB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
-        size /= 1024
-    return f"{size:,.1f} GB"
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} GB"

@@ -125,3 +125,19 @@ $$;
 
 COMMENT ON FUNCTION @extschema@.nv_chunk(text, int, int, text)
     IS 'Cuts a text into pieces of at most max_tokens tokens; characters are counted from 0, end_char is exclusive.';
+
+CREATE OR REPLACE FUNCTION nv_embed.measure(input text[], g nv_embed.generation, truncate text, OUT tokens bigint, OUT seconds double precision)
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    begun CONSTANT timestamptz := clock_timestamp();
+BEGIN
+    -- A text that is too long is for the re-embedding to complain of.
+    PERFORM nv_embed.embed_passages(input, g.dim, g.model, g.revision, CASE truncate WHEN 'NONE' THEN 'END' ELSE truncate END);
+    seconds := extract(epoch FROM clock_timestamp() - begun);
+    SELECT sum(@extschema@.nv_count_tokens(u.text, g.model)) INTO tokens FROM unnest(input) AS u (text);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.measure(text[], nv_embed.generation, text) IS 'How many tokens texts have for a generation''s model, and how long it takes to embed them.';

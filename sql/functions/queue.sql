@@ -230,13 +230,14 @@ DECLARE
 BEGIN
     SELECT * INTO e FROM nv_embed.embedding AS s WHERE s.id = find_declared.id AND s.relation = find_declared.relation;
     SELECT g.version INTO seen FROM nv_embed.generation AS g WHERE g.embedding = e.id AND g.state = 'live';
-    IF e.id IS NULL THEN
+    IF e.id IS NULL OR version IS NULL THEN
         PERFORM nv_embed.refuse_trigger(relation, trigger_name);
-    ELSIF seen IS DISTINCT FROM version THEN
+    END IF;
+    PERFORM nv_embed.check_trigger(relation, trigger_name, event);
+    IF seen <> version THEN
         RAISE EXCEPTION 'could not serialize access due to a re-embedding of %', nv_embed.qualified(relation)
             USING ERRCODE = '40001', DETAIL = 'It began, was cut over or ended after this transaction''s snapshot was taken.', HINT = 'run the transaction again';
     END IF;
-    PERFORM nv_embed.check_trigger(relation, trigger_name, event);
     RETURN e;
 END
 $$;

@@ -106,26 +106,15 @@ AS $$
 DECLARE
     e CONSTANT nv_embed.embedding := nv_embed.find_embedding(relation, target);
     g CONSTANT nv_embed.generation := nv_embed.live_generation(relation, target);
-    identity record;
-    next nv_embed.generation;
+    coming nv_embed.generation := nv_embed.next_of(e, g, model, dim, storage);
     id bigint;
 BEGIN
     PERFORM nv_embed.check_relation(relation);
-    PERFORM nv_embed.check_options(e.mode, coalesce(storage, g.storage), e.chunk_tokens, e.chunk_overlap, e.truncate);
     PERFORM nv_embed.check_reembedded(e, g, rows_per_s);
-    SELECT * INTO STRICT identity FROM nv_embed.identify(dim, coalesce(model, g.model));
-    IF dim IS NULL AND (identity.model, identity.revision) = (g.model, g.revision) THEN
-        identity.dim := g.dim;
-    END IF;
-    IF (identity.model, identity.revision, identity.dim, coalesce(storage, g.storage)) = (g.model, g.revision, g.dim, g.storage) THEN
-        RAISE EXCEPTION 'the vectors of % are such already', nv_embed.qualified(relation)
-            USING ERRCODE = '22023', DETAIL = format('Model %s, revision %s, %s dimensions, %s.', g.model, g.revision, g.dim, g.storage),
-                HINT = 'name another model, dim or storage';
-    END IF;
     INSERT INTO nv_embed.generation (embedding, model, revision, dim, storage, target, state)
-    VALUES (e.id, identity.model, identity.revision, identity.dim, coalesce(storage, g.storage), target, 'planned')
-    RETURNING * INTO next;
-    INSERT INTO nv_embed.reembedding (embedding, from_generation, to_generation, rows_per_s) VALUES (e.id, g.id, next.id, rows_per_s)
+    VALUES (e.id, coming.model, coming.revision, coming.dim, coming.storage, coming.target, coming.state)
+    RETURNING * INTO coming;
+    INSERT INTO nv_embed.reembedding (embedding, from_generation, to_generation, rows_per_s) VALUES (e.id, g.id, coming.id, rows_per_s)
     RETURNING reembedding.id INTO id;
     IF start THEN
         PERFORM nv_embed.begin_reembedding(id);
@@ -137,6 +126,89 @@ $$;
 COMMENT ON FUNCTION nv_embed.reembed(regclass, name, text, int, text, real, boolean)
     IS 'Begins the move of an embedding to another model, dimension or storage, while it goes on answering; returns the re-embedding''s id. '
        'NULL keeps what is; another model comes in its native dimension.';
+
+CREATE OR REPLACE FUNCTION nv_embed.next_of(e nv_embed.embedding, g nv_embed.generation, model text, dim int, storage text) RETURNS nv_embed.generation
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    coming nv_embed.generation := g;
+BEGIN
+    PERFORM nv_embed.check_options(e.mode, coalesce(storage, g.storage), e.chunk_tokens, e.chunk_overlap, e.truncate);
+    SELECT i.model, i.revision, i.dim, coalesce(next_of.storage, g.storage), 'planned' INTO coming.model, coming.revision, coming.dim, coming.storage, coming.state
+    FROM nv_embed.identify(dim, coalesce(model, g.model)) AS i;
+    IF dim IS NULL AND (coming.model, coming.revision) = (g.model, g.revision) THEN
+        coming.dim := g.dim;
+    END IF;
+    IF (coming.model, coming.revision, coming.dim, coming.storage) = (g.model, g.revision, g.dim, g.storage) THEN
+        RAISE EXCEPTION 'the vectors of % are such already', nv_embed.qualified(e.relation)
+            USING ERRCODE = '22023', DETAIL = format('Model %s, revision %s, %s dimensions, %s.', g.model, g.revision, g.dim, g.storage),
+                HINT = 'name another model, dim or storage';
+    END IF;
+    RETURN coming;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.next_of(nv_embed.embedding, nv_embed.generation, text, int, text)
+    IS 'The generation that a re-embedding with these arguments makes, or an error where there is nothing to do.';
+
+CREATE OR REPLACE FUNCTION nv_embed.sample_sql(e nv_embed.embedding) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    -- Of the blocks, so many that a few hundred rows are expected in them.
+    percent CONSTANT numeric := (
+        SELECT least(100, greatest(100 * 256 / greatest(sum(c.reltuples), 1)::numeric, 0.0001))
+        FROM nv_embed.partitions(e.relation) AS t JOIN pg_class AS c ON c.oid = t.part WHERE t.is_leaf AND c.reltuples > 0
+    );
+BEGIN
+    RETURN format(
+        'SELECT ARRAY(SELECT %s FROM %s AS t TABLESAMPLE SYSTEM (%s) WHERE %s LIMIT 64)', nv_embed.rendered(e.source, 't'), nv_embed.qualified(e.relation),
+        coalesce(percent, 100), nv_embed.has_content(e.source, 't')
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.sample_sql(nv_embed.embedding) IS 'A query: some texts of a table.';
+
+CREATE OR REPLACE FUNCTION nv_embed.estimate_reembed(
+    relation regclass, target name DEFAULT 'embedding', model text DEFAULT NULL, dim int DEFAULT NULL, storage text DEFAULT NULL,
+    OUT rows bigint, OUT is_cut boolean, OUT tokens bigint, OUT seconds double precision, OUT vector_bytes bigint, OUT index_bytes bigint
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e CONSTANT nv_embed.embedding := nv_embed.find_embedding(relation, target);
+    g CONSTANT nv_embed.generation := nv_embed.live_generation(relation, target);
+    coming CONSTANT nv_embed.generation := nv_embed.next_of(e, g, model, dim, storage);
+    texts text[];
+    measured record;
+BEGIN
+    PERFORM nv_embed.check_relation(relation);
+    PERFORM nv_embed.check_reembedded(e, g, NULL);
+    SELECT sum(t.rows - t.blank)::bigint INTO rows FROM nv_embed.tally AS t WHERE t.generation = g.id;
+    is_cut := (coming.model, coming.revision) = (g.model, g.revision) AND coming.dim <= g.dim;
+    vector_bytes := rows * (8 + CASE coming.storage WHEN 'halfvec' THEN 2 ELSE 4 END * coming.dim);
+    SELECT coalesce(sum(CASE i.dim WHEN g.dim THEN i.bytes::float8 * coming.dim / g.dim ELSE i.bytes END), 0)::bigint INTO index_bytes
+    FROM nv_embed.vector_indexes(relation, target) AS i
+    WHERE i.is_valid AND NOT i.is_partial AND (i.dim = g.dim OR i.dim = ANY (nv_embed.model_dims(coming)));
+    IF is_cut THEN
+        tokens := 0;
+        seconds := 0;
+        RETURN;
+    END IF;
+    EXECUTE nv_embed.sample_sql(e) INTO texts;
+    SELECT * INTO measured FROM nv_embed.measure(texts, coming, e.truncate);
+    tokens := measured.tokens::float8 / nullif(cardinality(texts), 0) * rows;
+    seconds := measured.seconds / nullif(cardinality(texts), 0) * rows;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.estimate_reembed(regclass, name, text, int, text)
+    IS 'What reembed() with the same arguments will take: rows with content, whether their vectors are cut without a model, else tokens and the model''s seconds by a sample '
+       '(NULL where this database cannot ask a sidecar), bytes of the vectors beside the present ones and of their indexes.';
 
 CREATE OR REPLACE FUNCTION nv_embed.check_reembedded(e nv_embed.embedding, g nv_embed.generation, rows_per_s real) RETURNS void
 LANGUAGE plpgsql STABLE
@@ -174,17 +246,17 @@ DECLARE
     r CONSTANT nv_embed.reembedding := nv_embed.find_reembedding(id);
     e nv_embed.embedding := (nv_embed.declaration(r.from_generation)).e;
     live CONSTANT nv_embed.generation := (nv_embed.declaration(r.from_generation)).g;
-    next nv_embed.generation := (nv_embed.declaration(r.to_generation)).g;
+    coming nv_embed.generation := (nv_embed.declaration(r.to_generation)).g;
 BEGIN
     PERFORM nv_embed.check_state(r, 'planned');
     PERFORM nv_embed.lock_briefly(e.relation, '1 min');
-    next.target := nv_embed.column_of(e.target, next.id);
-    EXECUTE format('ALTER TABLE %s ADD COLUMN %I %s', nv_embed.qualified(e.relation), next.target, nv_embed.type_sql(next.storage, next.dim));
-    PERFORM nv_embed.copy_grants(e.relation, live.target, next.target);
-    UPDATE nv_embed.generation AS g SET state = 'next', target = next.target WHERE g.id = next.id;
-    PERFORM nv_embed.number_column(e, next);
+    coming.target := nv_embed.column_of(e.target, coming.id);
+    EXECUTE format('ALTER TABLE %s ADD COLUMN %I %s', nv_embed.qualified(e.relation), coming.target, nv_embed.type_sql(coming.storage, coming.dim));
+    PERFORM nv_embed.copy_grants(e.relation, live.target, coming.target);
+    UPDATE nv_embed.generation AS g SET state = 'next', target = coming.target WHERE g.id = coming.id;
+    PERFORM nv_embed.number_column(e, coming);
     PERFORM nv_embed.next_version(e);
-    INSERT INTO nv_embed.backfill (generation) VALUES (next.id);
+    INSERT INTO nv_embed.backfill (generation) VALUES (coming.id);
     PERFORM nv_embed.set_state(id, 'backfilling');
     PERFORM nv_embed.wake();
 END
@@ -392,7 +464,7 @@ DECLARE
     r CONSTANT nv_embed.reembedding := nv_embed.find_reembedding(id);
     e CONSTANT nv_embed.embedding := (nv_embed.declaration(r.from_generation)).e;
     live CONSTANT nv_embed.generation := (nv_embed.declaration(r.from_generation)).g;
-    next CONSTANT nv_embed.generation := (nv_embed.declaration(r.to_generation)).g;
+    coming CONSTANT nv_embed.generation := (nv_embed.declaration(r.to_generation)).g;
 BEGIN
     RETURN QUERY
     SELECT s.step
@@ -400,11 +472,11 @@ BEGIN
         SELECT DISTINCT ON (i.method, w.dim, i.storage) i.index, i.method, w.dim, i.storage, array_to_string(c.reloptions, ', ') AS options
         FROM nv_embed.find_indexes(e.relation, live, nv_embed.pgvector_schema()) AS i
         JOIN pg_class AS c ON c.oid = i.index
-        CROSS JOIN LATERAL (SELECT CASE i.dim WHEN live.dim THEN next.dim ELSE i.dim END AS dim) AS w
-        WHERE i.is_valid AND NOT i.is_partial AND w.dim = ANY (nv_embed.model_dims(next) || next.dim)
+        CROSS JOIN LATERAL (SELECT CASE i.dim WHEN live.dim THEN coming.dim ELSE i.dim END AS dim) AS w
+        WHERE i.is_valid AND NOT i.is_partial AND w.dim = ANY (nv_embed.model_dims(coming) || coming.dim)
         ORDER BY i.method, w.dim, i.storage, i.index
     ) AS i
-    CROSS JOIN LATERAL nv_embed.index_steps(e.relation, next, i.dim, i.method, i.storage, true, coalesce(' WITH (' || i.options || ')', '')) WITH ORDINALITY AS s (step, place)
+    CROSS JOIN LATERAL nv_embed.index_steps(e.relation, coming, i.dim, i.method, i.storage, true, coalesce(' WITH (' || i.options || ')', '')) WITH ORDINALITY AS s (step, place)
     ORDER BY i.dim DESC, i.method, i.storage, s.place;
 END
 $$;
@@ -417,22 +489,24 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    r CONSTANT nv_embed.reembedding := nv_embed.find_reembedding(id);
+    r nv_embed.reembedding := nv_embed.find_reembedding(id);
     state text := r.state;
 BEGIN
     IF state = 'planned' THEN
         PERFORM nv_embed.begin_reembedding(id);
         RETURN 'backfilling';
     END IF;
-    IF state = 'backfilling' AND NOT EXISTS (SELECT FROM nv_embed.backfill AS b WHERE b.generation = r.to_generation)
-        AND nv_embed.waiting_before(r.to_generation, clock_timestamp() - interval '1 second') = 0 THEN
+    IF state = 'backfilling' AND r.backfilled_at IS NULL AND NOT EXISTS (SELECT FROM nv_embed.backfill AS b WHERE b.generation = r.to_generation) THEN
+        UPDATE nv_embed.reembedding AS s SET backfilled_at = clock_timestamp() WHERE s.id = r.id RETURNING s.backfilled_at INTO r.backfilled_at;
+    END IF;
+    IF state = 'backfilling' AND r.backfilled_at IS NOT NULL AND nv_embed.waiting_before(r.to_generation, r.backfilled_at) = 0 THEN
         state := 'indexing';
     END IF;
     IF state = 'indexing' AND NOT EXISTS (SELECT FROM nv_embed.reembedding_index_steps(id)) THEN
         state := 'verifying';
     END IF;
     IF state = 'verifying' THEN
-        PERFORM nv_embed.check_covered(r.from_generation, r.to_generation, clock_timestamp() - interval '1 second');
+        PERFORM nv_embed.check_covered(r.from_generation, r.to_generation, r.backfilled_at);
         state := 'ready';
     END IF;
     IF state <> r.state THEN

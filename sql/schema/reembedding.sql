@@ -13,6 +13,7 @@ CREATE TABLE nv_embed.reembedding (
     allowed_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     created_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     changed_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    backfilled_at   timestamptz,
     ended_at        timestamptz
 );
 
@@ -20,6 +21,7 @@ COMMENT ON TABLE nv_embed.reembedding IS 'Moves of embeddings from one generatio
 COMMENT ON COLUMN nv_embed.reembedding.rows_per_s IS 'How many rows a second workers may take of it, all together; NULL is no limit.';
 COMMENT ON COLUMN nv_embed.reembedding.allowed_at IS 'Until when what rows_per_s allows is used up.';
 COMMENT ON COLUMN nv_embed.reembedding.changed_at IS 'When it came into its state.';
+COMMENT ON COLUMN nv_embed.reembedding.backfilled_at IS 'When all rows that were there had been cut or queued: what was queued until then has to be embedded before it goes on.';
 COMMENT ON COLUMN nv_embed.reembedding.ended_at IS 'When the generation that is not live was dropped.';
 
 CREATE UNIQUE INDEX reembedding_open ON nv_embed.reembedding (embedding) WHERE ended_at IS NULL;
@@ -31,4 +33,4 @@ CREATE POLICY written_by_owner ON nv_embed.reembedding
     USING (EXISTS (SELECT FROM nv_embed.embedding AS e WHERE e.id = reembedding.embedding AND nv_embed.owns(e.relation)));
 CREATE POLICY used_by_workers ON nv_embed.reembedding FOR UPDATE USING ((SELECT nv_embed.is_worker()));
 GRANT SELECT ON nv_embed.reembedding TO PUBLIC;
-GRANT INSERT (embedding, from_generation, to_generation, rows_per_s), UPDATE (state, rows_per_s, allowed_at, changed_at, ended_at) ON nv_embed.reembedding TO PUBLIC;
+GRANT INSERT (embedding, from_generation, to_generation, rows_per_s), UPDATE (state, rows_per_s, allowed_at, changed_at, backfilled_at, ended_at) ON nv_embed.reembedding TO PUBLIC;

@@ -14,7 +14,7 @@ from conftest import Connection
 from counting import Counter
 from installs import BOTH, EXTENSION, Install
 from servers import Sidecar
-from vectors import cosine, one, parsed, question
+from vectors import cosine, one, parsed
 
 from nv_embed.client import Client
 from nv_embed.worker import Settings, Worker
@@ -83,7 +83,8 @@ def right(db: Connection, client: Client, dim: int, column: str = "embedding") -
     expected = client.embed([text for _, text, _ in rows], dim=dim)
     for (key, _, stored), vector in zip(rows, expected, strict=True):
         found = parsed(stored)
-        assert found is not None and len(found) == dim
+        assert found is not None
+        assert len(found) == dim
         assert cosine(found, vector) > 0.999, key
     return len(rows)
 
@@ -107,6 +108,7 @@ def test_a_table_goes_to_another_width_while_the_old_one_answers(db: Connection,
     assert search(db, client, "body 9", 384)[0][0] == 9
     with working(dsn, sidecar.address):
         advance(db, id)
+        assert one(db, "SELECT nv_embed.wait('docs', timeout => '30 s')")
         assert right(db, client, 384) == 50
         db.execute("SELECT nv_embed.cut_over(%s)", [id])
         assert (right(db, client, 512), search(db, client, "changed", 512)[0][0]) == (50, 7)
@@ -144,6 +146,7 @@ def test_a_row_whose_vector_is_stale_is_embedded_and_not_cut(db: Connection, dsn
     id = reembed(db, dim=384)
     with working(dsn, counter.address):
         advance(db, id)
+        assert one(db, "SELECT nv_embed.wait('docs', timeout => '30 s')")
     assert sorted(text for page in counter.pages for text in page) == sorted(2 * ["changed 1", "changed 2", "changed 3"])
     db.execute("SELECT nv_embed.cut_over(%s)", [id])
     assert right(db, client, 384) == 50
@@ -158,6 +161,7 @@ def test_rolling_back_has_every_row_that_was_written_since(db: Connection, dsn: 
         db.execute("SELECT nv_embed.cut_over(%s)", [id])
         db.execute("UPDATE docs SET body = 'changed' WHERE id = 7; INSERT INTO docs VALUES (100, 'new'); UPDATE docs SET id = 200 WHERE id = 1")
         db.execute("SELECT nv_embed.roll_back(%s)", [id])
+        assert one(db, "SELECT nv_embed.wait('docs', timeout => '30 s')")
         assert right(db, client, 384) == 51
         assert db.execute("SELECT dim, rows, embedded, pending FROM nv_embed.status").fetchall() == [(384, 51, 51, 0)]
     with pytest.raises(psycopg.errors.ObjectInUse, match="is rolled_back"):
@@ -250,7 +254,8 @@ def test_a_cut_over_is_refused_while_rows_lack_their_vectors(db: Connection, dsn
         db.execute("SELECT nv_embed.cut_over(%s, '0.2 s')", [id])
     assert raised.value.diag.message_detail == "1 wait for a worker, 0 failed, 0 were never queued."
     assert (state(db), one(db, "SELECT dim FROM nv_embed.status")) == ("ready", 384)
-    db.execute("DELETE FROM docs WHERE id = 101; SELECT nv_embed.cut_over(%s, '0.2 s')" % id)
+    db.execute("DELETE FROM docs WHERE id = 101")
+    db.execute("SELECT nv_embed.cut_over(%s, '0.2 s')", [id])
     assert one(db, "SELECT dim FROM nv_embed.status") == 512
 
 
@@ -281,7 +286,7 @@ def test_readers_and_writers_go_through_cut_overs_unharmed(
     def guarded(work: Callable[[Connection], None], connection: Connection) -> None:
         try:
             work(connection)
-        except BaseException as error:
+        except (AssertionError, psycopg.Error) as error:
             failures.append(error)
             over.set()
 

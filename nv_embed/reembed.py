@@ -1,0 +1,185 @@
+"""
+Re-embedding, driven from outside of the database.
+
+The database knows how far a re-embedding is (`sql/functions/reembed.sql`), and workers fill its next generation. What is left to whoever drives it
+is to ask until the next state is reached, to build indexes, each in a transaction of its own, and to cut over. So it may be interrupted, or killed,
+at any time: whoever drives next goes on from what the database says.
+
+In:  two connections in autocommit mode      Out: the last state, and on the way there whatever a `Watcher` is told
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+import psycopg
+
+from nv_embed.indexes import Watcher as IndexWatcher
+from nv_embed.indexes import build_steps
+
+Connection = psycopg.Connection[Any]
+
+LOOK_S = 0.25
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an embedding is to become; None leaves what is.
+
+    Attributes:
+        relation: the table's name, as SQL reads it.
+        rows_per_s: how many rows workers may take of it, all together.
+    """
+
+    relation: str
+    target: str = "embedding"
+    model: str | None = None
+    dim: int | None = None
+    storage: str | None = None
+    rows_per_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What it will take.
+
+    Attributes:
+        rows: with content.
+        is_cut: whether vectors are cut to size in the database, without a model.
+        tokens, seconds: of the model, by a sample; None where the database cannot ask a sidecar.
+        vector_bytes, index_bytes: beside the present ones.
+    """
+
+    rows: int | None
+    is_cut: bool
+    tokens: int | None
+    seconds: float | None
+    vector_bytes: int | None
+    index_bytes: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a re-embedding is.
+
+    Attributes:
+        rows, embedded: None until the table has been counted.
+        rate: rows a second now.
+        workers: that have shown up lately.
+    """
+
+    id: int
+    relation: str
+    target: str
+    state: str
+    from_model: str | None
+    from_dim: int | None
+    from_storage: str | None
+    to_model: str | None
+    to_dim: int | None
+    to_storage: str | None
+    rows: int | None
+    embedded: int | None
+    pending: int | None
+    failed: int
+    rate: float
+    eta: timedelta | None
+    workers: int
+
+
+class Watcher(IndexWatcher, Protocol):
+    def status(self, status: Status) -> None:
+        """How far the filling is."""
+
+
+STATUS = """
+    SELECT r.id, nv_embed.qualified(r.relation), r.target, r.state, r.from_model, r.from_dim, r.from_storage, r.to_model, r.to_dim, r.to_storage,
+        r.rows, r.embedded, r.pending, r.failed, r.rate, r.eta,
+        (
+            SELECT count(*) FROM nv_embed.worker AS w
+            WHERE w.seen_at > clock_timestamp() - interval '15 seconds' AND nv_embed.may_embed(w.role_name, r.relation)
+        )
+    FROM nv_embed.reembedding_status AS r
+"""
+
+
+def estimate(connection: Connection, wanted: Wanted) -> Estimate:
+    row = connection.execute(
+        "SELECT * FROM nv_embed.estimate_reembed(%s::regclass, %s, %s, %s, %s)",
+        [wanted.relation, wanted.target, wanted.model, wanted.dim, wanted.storage],
+    ).fetchone()
+    assert row is not None
+    return Estimate(*row)
+
+
+def find_open(connection: Connection, relation: str, target: str) -> Status | None:
+    """The re-embedding of a table that has not ended."""
+    row = connection.execute(f"{STATUS} WHERE r.relation = %s::regclass AND r.target = %s AND r.ended_at IS NULL", [relation, target]).fetchone()
+    return None if row is None else Status(*row)
+
+
+def status(connection: Connection, id: int) -> Status:
+    row = connection.execute(f"{STATUS} WHERE r.id = %s", [id]).fetchone()
+    assert row is not None
+    return Status(*row)
+
+
+def begin(connection: Connection, wanted: Wanted) -> int:
+    """Returns its id."""
+    row = connection.execute(
+        "SELECT nv_embed.reembed(%s::regclass, %s, %s, %s, %s, %s)",
+        [wanted.relation, wanted.target, wanted.model, wanted.dim, wanted.storage, wanted.rows_per_s],
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def drive(connection: Connection, watching: Connection, id: int, watcher: Watcher, memory: str | None = None) -> Status:
+    """Bring a re-embedding to where it can be cut over.
+
+    Args:
+        connection: for what is done.
+        watching: for looks at it, of the same role.
+        memory: maintenance_work_mem for the indexes, as Postgres reads it; None for the server's.
+    Raises:
+        Busy, Unfinished: of an index.
+        psycopg.Error
+    """
+    while True:
+        state = advance(connection, id)
+        now = status(connection, id)
+        if state == "indexing":
+            build_steps(connection, watching, (now.relation, now.target), _steps(connection, id), watcher, memory)
+        elif state == "backfilling":
+            watcher.status(now)
+            time.sleep(LOOK_S)
+        else:
+            return now
+
+
+def advance(connection: Connection, id: int) -> str:
+    row = connection.execute("SELECT nv_embed.advance_reembedding(%s)", [id]).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def cut_over(connection: Connection, id: int) -> None:
+    connection.execute("SELECT nv_embed.cut_over(%s)", [id])
+
+
+def roll_back(connection: Connection, id: int) -> None:
+    connection.execute("SELECT nv_embed.roll_back(%s)", [id])
+
+
+def finish(connection: Connection, id: int) -> None:
+    connection.execute("SELECT nv_embed.finish(%s)", [id])
+
+
+def cancel(connection: Connection, id: int) -> None:
+    connection.execute("SELECT nv_embed.cancel(%s)", [id])
+
+
+def _steps(connection: Connection, id: int) -> Callable[[], list[str]]:
+    return lambda: [step for (step,) in connection.execute("SELECT nv_embed.reembedding_index_steps(%s)", [id])]
