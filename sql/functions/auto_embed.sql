@@ -379,6 +379,9 @@ BEGIN
     FOR g IN SELECT * FROM nv_embed.kept_generations(e.id) LOOP
         found := nv_embed.fill_or_queue(e, g);
         live_found := coalesce(live_found, found);
+        IF g.state OPERATOR(pg_catalog.<>) 'live' AND e.mode OPERATOR(pg_catalog.=) 'sync' THEN
+            PERFORM nv_embed.embed_queued(g.id);
+        END IF;
         -- Rows that came where no trigger saw them, by a partition that was attached for instance, are counted too.
         PERFORM nv_embed.count_rows(g.id);
         DELETE FROM nv_embed.backfill AS b WHERE b.generation OPERATOR(pg_catalog.=) g.id;

@@ -493,6 +493,12 @@ BEGIN
     LOOP
         SELECT * INTO page FROM nv_embed.claimed_texts(generation, 100);
         EXIT WHEN page.keys IS NULL;
+        IF g.chunks IS NULL THEN
+            embedded := embedded OPERATOR(pg_catalog.+) nv_embed.write_back(
+                generation, page.keys, page.ids, page.digests, nv_embed.embed_passages(page.texts, g.dim, g.model, g.revision, e.truncate)
+            );
+            CONTINUE;
+        END IF;
         pieces := nv_embed.embed_chunks(page.texts, e.chunk_tokens, e.chunk_overlap, g.dim, g.model, g.revision);
         embedded := embedded OPERATOR(pg_catalog.+) nv_embed.write_back_chunks(
             generation, page.keys, page.ids, page.digests, pieces.places, pieces.starts, pieces.ends, pieces.vectors
@@ -502,7 +508,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.embed_queued(bigint) IS 'Embeds what is queued of a chunked embedding; returns how many rows.';
+COMMENT ON FUNCTION nv_embed.embed_queued(bigint) IS 'Embeds what is queued of a generation; returns how many rows.';
 
 CREATE OR REPLACE FUNCTION nv_embed.claimed_texts(generation bigint, most int, OUT keys text[], OUT ids bigint[], OUT texts text[], OUT digests bytea[])
 LANGUAGE plpgsql

@@ -277,7 +277,10 @@ BEGIN
     IF event IS NULL OR NOT EXISTS (SELECT FROM new_rows) THEN
         RETURN NULL;
     END IF;
-    FOR generation IN SELECT k.id FROM nv_embed.kept_generations(id) AS k LOOP
+    FOR generation IN
+        SELECT k.id FROM nv_embed.kept_generations(id) AS k
+        WHERE k.state OPERATOR(pg_catalog.=) 'live' OR event OPERATOR(pg_catalog.=) 'clear'
+    LOOP
         -- Opened here, where the transition tables are.
         OPEN pages FOR EXECUTE nv_embed.pages_sql(generation, event);
         SELECT f.awaiting, f.written INTO filled FROM nv_embed.fill(generation, pages, event OPERATOR(pg_catalog.<>) 'clear') AS f;

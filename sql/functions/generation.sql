@@ -59,11 +59,12 @@ COMMENT ON FUNCTION nv_embed.hold_generation(bigint) IS 'Holds the table of a ge
 CREATE OR REPLACE FUNCTION nv_embed.column_name(g nv_embed.generation, relation regclass) RETURNS name
 LANGUAGE sql STABLE
 RETURN CASE
+    WHEN g.chunks IS NOT NULL THEN g.target
     WHEN g.attrelid = relation::oid THEN (pg_identify_object_as_address('pg_class'::regclass, relation, g.attnum)).object_names[3]::name
-    ELSE g.target
 END;
 
-COMMENT ON FUNCTION nv_embed.column_name(nv_embed.generation, regclass) IS 'The name that a generation''s column has now.';
+COMMENT ON FUNCTION nv_embed.column_name(nv_embed.generation, regclass)
+    IS 'The name that a generation''s column has now; NULL where its number is not known, because the database was restored from a dump.';
 
 CREATE OR REPLACE FUNCTION nv_embed.present_columns(relation regclass) RETURNS text
 LANGUAGE plpgsql STABLE
@@ -102,7 +103,7 @@ BEGIN
     IF NOT FOUND THEN
         PERFORM nv_embed.find_embedding(relation, target);
     END IF;
-    RETURN nv_embed.placed(g, nv_embed.column_name(g, relation));
+    RETURN nv_embed.placed(g, coalesce(nv_embed.column_name(g, relation), g.target));
 END
 $$;
 

@@ -254,7 +254,6 @@ BEGIN
     EXECUTE format('ALTER TABLE %s ADD COLUMN %I %s', nv_embed.qualified(e.relation), coming.target, nv_embed.type_sql(coming.storage, coming.dim));
     PERFORM nv_embed.copy_grants(e.relation, live.target, coming.target);
     UPDATE nv_embed.generation AS g SET state = 'next', target = coming.target WHERE g.id = coming.id;
-    PERFORM nv_embed.number_column(e, coming);
     PERFORM nv_embed.next_version(e);
     INSERT INTO nv_embed.backfill (generation) VALUES (coming.id);
     PERFORM nv_embed.set_state(id, 'backfilling');
@@ -293,6 +292,7 @@ AS $$
 DECLARE
     version int;
 BEGIN
+    PERFORM nv_embed.number_column(e, g) FROM nv_embed.kept_generations(e.id) AS g;
     UPDATE nv_embed.generation AS g SET version = 1 + (SELECT max(s.version) FROM nv_embed.generation AS s WHERE s.embedding = e.id)
     WHERE g.embedding = e.id AND g.state = 'live'
     RETURNING g.version INTO version;
@@ -567,19 +567,28 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.await_queue(bigint, timestamptz, interval) IS 'Waits until what was queued before a moment has been embedded, or for so long.';
 
--- Rows that were written before the call have their vectors. One that is written while it waits for the lock may be in the queue, as always in mode async.
+-- Rows that were written before the call have their vectors. One that is written while it waits for the lock may be in the queue, as always in mode async; in
+-- mode sync these few are embedded here.
 CREATE OR REPLACE FUNCTION nv_embed.exchange(e nv_embed.embedding, from_generation bigint, to_generation bigint, patience interval) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    few CONSTANT int := 1000;
     moment CONSTANT timestamptz := clock_timestamp();
     relation CONSTANT text := nv_embed.qualified(e.relation);
     leaving nv_embed.generation;
     coming nv_embed.generation;
 BEGIN
-    PERFORM nv_embed.await_queue(to_generation, moment, patience);
+    IF e.mode = 'sync' AND nv_embed.waiting_before(to_generation, moment) <= few THEN
+        PERFORM nv_embed.embed_queued(to_generation);
+    ELSE
+        PERFORM nv_embed.await_queue(to_generation, moment, patience);
+    END IF;
     PERFORM nv_embed.lock_briefly(e.relation, patience);
+    IF e.mode = 'sync' THEN
+        PERFORM nv_embed.embed_queued(to_generation);
+    END IF;
     leaving := (nv_embed.declaration(from_generation)).g;
     coming := (nv_embed.declaration(to_generation)).g;
     PERFORM nv_embed.check_target(e, leaving);

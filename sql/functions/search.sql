@@ -262,7 +262,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RAISE EXCEPTION 'could not serialize access due to a re-embedding of %', nv_embed.qualified(relation)
-        USING ERRCODE = '40001', DETAIL = 'The vectors that this transaction''s snapshot has were dropped.', HINT = 'run the transaction again';
+        USING ERRCODE = '40001', DETAIL = 'The vectors that this transaction''s snapshot has cannot be told from others any more.', HINT = 'run the transaction again';
 END
 $$;
 
@@ -282,7 +282,7 @@ BEGIN
         PERFORM nv_embed.find_embedding(nv_embed.row_relation(row_type), target);
     ELSIF NOT t.is_as_declared OR t.key IS NULL OR (t.g).chunks IS NOT NULL AND NOT nv_embed.has_declared_pieces(t.relation, t.g) THEN
         PERFORM nv_embed.refuse_altered(t.relation, t.g);
-    ELSIF (t.g).target LIKE '........pg.dropped.%' THEN
+    ELSIF (t.g).target IS NULL OR (t.g).target LIKE '........pg.dropped.%' THEN
         PERFORM nv_embed.refuse_ended(t.relation);
     ELSIF t.dim IS NULL THEN
         PERFORM nv_embed.check_dim(t.g, wanted_dim);
