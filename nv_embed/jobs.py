@@ -43,6 +43,7 @@ class Generation:
         relation: the table's name, for messages.
         chunk_tokens: of a piece at most; None where a row is embedded whole.
         is_backfilling: whether rows that the table had before may still be unqueued.
+        is_limited: whether a re-embedding allows so many rows a second, so that jobs may be there that nobody is given now.
     """
 
     id: int
@@ -55,6 +56,7 @@ class Generation:
     chunk_tokens: int | None
     chunk_overlap: int
     is_backfilling: bool
+    is_limited: bool
 
 
 @dataclass(frozen=True)

@@ -173,10 +173,17 @@ class Lane:
             self._queue = self._connect()
             self._queue.release(self._left)
             self._left = []
-        generations = {generation.id: generation for generation in self._servable(self._queue.work())}
+        writable = self._writable(self._queue.work())
+        generations = {generation.id: generation for generation in self._served_of(writable)}
         jobs = self._claim(list(generations))
         if not jobs:
-            return self._backfill([generation for generation in generations.values() if generation.is_backfilling])
+            # Queueing and cutting ask no model, so it need not be served.
+            if self._backfill([generation for generation in writable if generation.is_backfilling]):
+                return True
+            if any(generation.is_limited for generation in generations.values()):
+                self._pause(SHORTEST_PAUSE_S)
+                return True
+            return False
         begun = time.monotonic()
         by_kind: dict[Kind, list[Text]] = defaultdict(list)
         for id, group in groupby(jobs, key=lambda job: job.generation):
@@ -187,8 +194,13 @@ class Lane:
         self._adapt(len(jobs), time.monotonic() - begun)
         return True
 
-    def _servable(self, generations: Sequence[Generation]) -> list[Generation]:
-        """Those whose model the sidecar has, and whose tables can be written."""
+    def _writable(self, generations: Sequence[Generation]) -> list[Generation]:
+        """Those whose tables can be written, as far as is known."""
+        now = time.monotonic()
+        return [generation for generation in generations if self._excluded.get(generation.id, 0.0) < now]
+
+    def _served_of(self, generations: Sequence[Generation]) -> list[Generation]:
+        """Those whose model the sidecar has."""
         now = time.monotonic()
         if generations and now > self._served[0]:
             self._served = (now + SERVED_S, {(model.name, model.revision) for model in self._client.list_models()})
@@ -200,11 +212,7 @@ class Lane:
                         generation.model,
                         generation.revision,
                     )
-        return [
-            generation
-            for generation in generations
-            if (generation.model, generation.revision) in self._served[1] and self._excluded.get(generation.id, 0.0) < now
-        ]
+        return [generation for generation in generations if (generation.model, generation.revision) in self._served[1]]
 
     def _claim(self, generations: list[int]) -> list[Job]:
         """Jobs of each generation in turn, so that none of them is always the one that gets what the others leave."""

@@ -317,6 +317,9 @@ BEGIN
         RETURN most;
     END IF;
     SELECT * INTO r FROM nv_embed.reembedding AS s WHERE s.to_generation = generation AND s.state = 'backfilling' FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
     -- What was not used up within a second is forfeit: after a pause nobody gets a flood.
     allowed := least(floor(r.rows_per_s * least(extract(epoch FROM moment - r.allowed_at), 1)), most);
     IF allowed >= least(most, ceil(r.rows_per_s / 10)) THEN

@@ -263,6 +263,19 @@ def test_a_cut_over_is_refused_while_rows_lack_their_vectors(db: Connection, dsn
     assert one(db, "SELECT dim FROM nv_embed.status") == 512
 
 
+def test_workers_take_no_more_of_a_backfill_than_is_allowed(db: Connection, dsn: str, sidecar: Sidecar) -> None:
+    declare(db, rows=400)
+    drain(dsn, sidecar.address)
+    for storage, dim in (("halfvec", 512), ("vector", 512)):  # embedded, then cut
+        id = reembed(db, dim=dim, storage=storage, rows_per_s=100)
+        begun = time.monotonic()
+        with working(dsn, sidecar.address):
+            advance(db, id)
+        assert 2.5 < time.monotonic() - begun < 30  # what a second allows may be taken at once
+        db.execute("SELECT nv_embed.cut_over(%s)", [id])
+        db.execute("SELECT nv_embed.finish(%s)", [id])
+
+
 def test_readers_and_writers_go_through_cut_overs_unharmed(
     db: Connection, connect: Callable[..., Connection], dsn: str, sidecar: Sidecar, client: Client
 ) -> None:
