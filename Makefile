@@ -5,7 +5,7 @@ bin   := .venv/bin
 proto := nv_embed/proto/nv_embed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-system demo up down test chaos check proto proto-check bench soak lock clean
+.PHONY: help setup setup-system demo up down test chaos reembedding check proto proto-check bench soak lock clean
 
 help: ## Say what can be done
 	@echo 'make TARGET, with TARGET one of:'
@@ -34,6 +34,9 @@ test: setup ## All tests, on a real Postgres and a real sidecar
 
 chaos: setup ## Ten minutes of changes while workers, sidecar and PostgreSQL are killed; MINUTES=1 for fewer, LIBRARY=1
 	@PYTHONPATH=tests $(bin)/python tests/chaos.py --minutes $(or $(MINUTES),10) $(if $(LIBRARY),--library)
+
+reembedding: setup ## From one model to another under traffic; ROWS=20000
+	@NV_EMBED_REEMBED_ROWS=$(or $(ROWS),20000) $(bin)/python -m pytest tests/e2e/test_reembed_traffic.py $(ARGS)
 
 check: setup proto-check ## Style, types, layers, scripts: what is checked without running
 	$(bin)/ruff check

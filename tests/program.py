@@ -30,14 +30,14 @@ class Program:
     def env(self) -> dict[str, str]:
         return {**os.environ, "NV_EMBED_HOME": str(self.home), "HF_HUB_OFFLINE": "1"}
 
-    def __call__(self, *arguments: str, text: str | None = None, **env: str) -> Done:
+    def __call__(self, *arguments: str, text: str | None = None, timeout_s: float = TIMEOUT_S, **env: str) -> Done:
         return subprocess.run(
             command(*arguments),
             env={**self.env, **env},
             input="" if text is None else text,
             capture_output=True,
             text=True,
-            timeout=TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
 

@@ -651,11 +651,36 @@ BEGIN
         PERFORM nv_embed.set_state(id, 'finished');
     END IF;
     PERFORM nv_embed.end_generation(id, CASE r.state WHEN 'live' THEN r.from_generation ELSE r.to_generation END);
+    PERFORM nv_embed.rename_indexes(r.embedding);
 END
 $$;
 
 COMMENT ON FUNCTION nv_embed.finish(bigint)
     IS 'Ends a re-embedding that was cut over or rolled back: drops the column of the generation that is not live. There is no way back then.';
+
+-- Those that reembedding_index_steps() named, while their column had another name.
+CREATE OR REPLACE FUNCTION nv_embed.rename_indexes(embedding bigint) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    g CONSTANT nv_embed.generation := (SELECT s FROM nv_embed.generation AS s WHERE s.embedding = rename_indexes.embedding AND s.state = 'live');
+    e CONSTANT nv_embed.embedding := (nv_embed.declaration(g.id)).e;
+    i record;
+BEGIN
+    FOR i IN
+        SELECT f.index, nv_embed.index_name(t.part, e.target, f.dim, f.storage, f.method, NULL) AS name
+        FROM nv_embed.partitions(e.relation) AS t
+        CROSS JOIN LATERAL nv_embed.find_indexes(t.part, g, nv_embed.pgvector_schema()) AS f
+        JOIN pg_class AS c ON c.oid = f.index
+        WHERE c.relname = nv_embed.index_name(t.part, nv_embed.column_of(e.target, g.id), f.dim, f.storage, f.method, nv_embed.qualified(f.index))
+    LOOP
+        EXECUTE format('ALTER INDEX %s RENAME TO %I', nv_embed.qualified(i.index), i.name);
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.rename_indexes(bigint) IS 'Names a generation''s indexes by their column, once that has its name for good.';
 
 CREATE OR REPLACE FUNCTION nv_embed.cancel(id bigint) RETURNS void
 LANGUAGE plpgsql

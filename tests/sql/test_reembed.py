@@ -118,6 +118,7 @@ def test_a_table_goes_to_another_width_while_the_old_one_answers(db: Connection,
         assert options == ["m=8"]
     db.execute("SELECT nv_embed.finish(%s)", [id])
     assert (state(db), columns(db)) == ("finished", ["id", "body", "embedding"])
+    assert one(db, "SELECT index::text FROM nv_embed.vector_indexes('docs')") == "docs_embedding_512_halfvec_hnsw"
     db.execute("UPDATE docs SET body = 'again' WHERE id = 1")
     drain(dsn, sidecar.address)
     assert right(db, client, 512) == 50
@@ -261,6 +262,71 @@ def test_a_cut_over_is_refused_while_rows_lack_their_vectors(db: Connection, dsn
     db.execute("DELETE FROM docs WHERE id = 101")
     db.execute("SELECT nv_embed.cut_over(%s, '0.2 s')", [id])
     assert one(db, "SELECT dim FROM nv_embed.status") == 512
+
+
+def test_a_declaration_can_be_dropped_while_its_table_is_re_embedded(db: Connection, dsn: str, sidecar: Sidecar) -> None:
+    declare(db)
+    reembed(db, dim=512)
+    db.execute("SELECT nv_embed.drop_auto_embed('docs')")
+    assert columns(db) == ["id", "body", "embedding"]
+    assert one(db, "SELECT count(*) FROM nv_embed.reembedding") == 0
+    db.execute("INSERT INTO docs VALUES (100, 'nobody embeds it')")
+    drain(dsn, sidecar.address)
+
+
+def test_a_partitioned_table_is_re_embedded_by_its_parent(db: Connection, dsn: str, sidecar: Sidecar, client: Client) -> None:
+    db.execute("DROP TABLE docs; CREATE TABLE docs (id int PRIMARY KEY, body text) PARTITION BY RANGE (id)")
+    db.execute("CREATE TABLE low PARTITION OF docs FOR VALUES FROM (0) TO (25); CREATE TABLE high PARTITION OF docs FOR VALUES FROM (25) TO (1000)")
+    declare(db, dim=512)
+    drain(dsn, sidecar.address)
+    for (step,) in db.execute("SELECT nv_embed.create_index_steps('docs', dim => 384)").fetchall():
+        db.execute(step)
+    id = reembed(db, dim=768)
+    with working(dsn, sidecar.address):
+        advance(db, id)
+    db.execute("SELECT nv_embed.cut_over(%s)", [id])
+    assert right(db, client, 768) == 50
+    db.execute("SELECT nv_embed.finish(%s)", [id])
+    assert db.execute("SELECT index::text, dim, is_valid FROM nv_embed.vector_indexes('docs')").fetchall() == [
+        ("docs_embedding_384_halfvec_hnsw", 384, True)
+    ]
+    assert search(db, client, "body 40", 768)[0][0] == 40
+
+
+def test_what_cannot_be_done_is_said(db: Connection, dsn: str, sidecar: Sidecar) -> None:
+    declare(db)
+    for options, error, said in (
+        ({}, psycopg.errors.InvalidParameterValue, "are such already"),
+        ({"dim": 123}, psycopg.errors.InvalidParameterValue, "123"),
+        ({"model": "unheard-of"}, psycopg.errors.UndefinedObject, "unheard-of"),
+        ({"storage": "bit"}, psycopg.errors.InvalidParameterValue, "storage 'bit' is unknown"),
+        ({"dim": 512, "rows_per_s": 0}, psycopg.errors.InvalidParameterValue, "rows_per_s is 0"),
+    ):
+        with pytest.raises(error, match=said):
+            reembed(db, **options)
+    with pytest.raises(psycopg.errors.UndefinedObject, match="there is no re-embedding 99"):
+        db.execute("SELECT nv_embed.cut_over(99)")
+    id = reembed(db, dim=512, start=False)
+    assert (state(db), columns(db)) == ("planned", ["id", "body", "embedding"])
+    with pytest.raises(psycopg.errors.ObjectInUse, match=f"re-embedding {id} of public.docs is planned"):
+        reembed(db, dim=768)
+    assert one(db, "SELECT nv_embed.advance_reembedding(%s)", [id]) == "backfilling"
+    db.execute("SELECT nv_embed.cancel(%s)", [id])
+    for function in ("cancel", "cut_over", "roll_back", "finish"):
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=f"re-embedding {id} is cancelled"):
+            db.execute(f"SELECT nv_embed.{function}(%s)", [id])
+
+
+def test_column_privileges_come_along(db: Connection, dsn: str, sidecar: Sidecar) -> None:
+    declare(db)
+    drain(dsn, sidecar.address)
+    db.execute("GRANT SELECT (id, embedding) ON docs TO PUBLIC; GRANT UPDATE (embedding) ON docs TO app WITH GRANT OPTION")
+    before = one(db, "SELECT attacl::text FROM pg_attribute WHERE attrelid = 'docs'::regclass AND attname = 'embedding'")
+    id = reembed(db, dim=512)
+    with working(dsn, sidecar.address):
+        advance(db, id)
+    db.execute("SELECT nv_embed.cut_over(%s)", [id])
+    assert one(db, "SELECT attacl::text FROM pg_attribute WHERE attrelid = 'docs'::regclass AND attname = 'embedding'") == before
 
 
 def test_workers_take_no_more_of_a_backfill_than_is_allowed(db: Connection, dsn: str, sidecar: Sidecar) -> None:
