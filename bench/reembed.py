@@ -9,6 +9,7 @@ and how long any of them was kept waiting by the steps that lock the table.
 """
 
 import argparse
+import os
 import random
 import statistics
 import sys
@@ -19,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # what is started here is started anew, not forked
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests")]
 

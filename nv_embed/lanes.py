@@ -40,6 +40,13 @@ FIRST_JOBS = 128
 BATCH_S = 4.0
 """What a batch of a slow model may take: a worker that is told to stop is done soon."""
 
+WRITE_S = 0.1
+"""What writing some rows at once may take: so long they are kept from whoever else would change them. A table with a graph of vectors takes
+milliseconds for each."""
+
+FEWEST_ROWS, FIRST_ROWS = 8, 64
+"""That are written at once."""
+
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 5.0, 3600.0
@@ -130,6 +137,7 @@ class Lane:
         self._served: tuple[float, set[tuple[str, str]]] = (0.0, set())
         self._excluded: dict[int, float] = {}
         self._most = FIRST_JOBS
+        self._rows = FIRST_ROWS
         self._turn = 0
         self._troubles = 0
         self._well = time.monotonic()
@@ -335,10 +343,14 @@ class Lane:
 
     def _write(self, texts: list[Text], vectors: Vectors, generations: dict[int, Generation]) -> None:
         for id, group in groupby(texts, key=lambda text: text.job.generation):
-            part = list(group)
-            count = _passages(part)
-            self._written(generations[id], part, vectors[:count])
-            vectors = vectors[count:]
+            left = list(group)
+            while left:
+                some, left = left[: self._rows], left[self._rows :]
+                count = _passages(some)
+                begun = time.monotonic()
+                self._written(generations[id], some, vectors[:count])
+                self._adapt_rows(len(some), time.monotonic() - begun)
+                vectors = vectors[count:]
 
     def _written(self, generation: Generation, texts: list[Text], vectors: Vectors) -> None:
         """Write, or find the rows that their table does not let be written."""
@@ -383,6 +395,13 @@ class Lane:
             self._most = max(FEWEST_JOBS, min(self._most // 2, int(jobs * BATCH_S / seconds)))
         elif jobs == self._most and seconds < BATCH_S / 4:
             self._most = min(MOST_JOBS, self._most * 2)
+
+    def _adapt_rows(self, rows: int, seconds: float) -> None:
+        """Find how many rows a table lets be written in the time."""
+        if seconds > WRITE_S:
+            self._rows = max(FEWEST_ROWS, int(rows * WRITE_S / seconds))
+        elif rows == self._rows and seconds < WRITE_S / 4:
+            self._rows = min(MOST_JOBS, self._rows * 2)
 
     def _wait_for_sidecar(self, error: EmbedError) -> None:
         log.log(logging.ERROR if isinstance(error, Unauthenticated) else logging.WARNING, "%s", error)

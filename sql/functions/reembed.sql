@@ -425,23 +425,33 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.cut_sql(bigint) IS 'A statement: give rows what their live vectors begin with, and queue the others.';
 
--- Rows are locked by one statement and cut by the next, which sees what was committed until they were locked. They are held for as long as a step takes,
--- hence few at a time. The user's triggers run here: no SET search_path, and every name with its schema.
+-- Rows are locked by one statement and cut by the next, which sees what was committed until they were locked. They are held until the step ends, so it takes
+-- no more of them than it can cut in a moment: a table with a graph of vectors takes milliseconds for each, others a tenth of one. The user's triggers run
+-- here: no SET search_path, and every name with its schema.
 CREATE OR REPLACE FUNCTION nv_embed.cut_step(generation bigint, after text) RETURNS bigint
 LANGUAGE plpgsql
 AS $$
 DECLARE
+    moment CONSTANT interval := '50 ms';
+    begun CONSTANT timestamptz := pg_catalog.clock_timestamp();
     table_held CONSTANT pg_catalog.regclass := nv_embed.hold_generation(generation);
-    most CONSTANT int := nv_embed.allowance(generation, 500);
+    wanted int := 10;
+    most int;
+    queued bigint := 0;
     step record;
     done record;
 BEGIN
-    IF most OPERATOR(pg_catalog.=) 0 THEN
-        RETURN 0;
-    END IF;
-    step := nv_embed.lock_step(generation, after, most);
-    EXECUTE nv_embed.cut_sql(generation) INTO done USING step.held, step.awaiting, generation;
-    RETURN nv_embed.end_step(generation, step.last, step.seen OPERATOR(pg_catalog.<) most, done.queued);
+    WHILE pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) (begun OPERATOR(pg_catalog.+) moment) LOOP
+        wanted := wanted OPERATOR(pg_catalog.*) 2;
+        most := nv_embed.allowance(generation, wanted);
+        EXIT WHEN most OPERATOR(pg_catalog.=) 0;
+        step := nv_embed.lock_step(generation, after, most);
+        EXECUTE nv_embed.cut_sql(generation) INTO done USING step.held, step.awaiting, generation;
+        queued := nv_embed.end_step(generation, step.last, step.seen OPERATOR(pg_catalog.<) most, done.queued) OPERATOR(pg_catalog.+) queued;
+        EXIT WHEN step.seen OPERATOR(pg_catalog.<) most;
+        after := step.last;
+    END LOOP;
+    RETURN queued;
 END
 $$;
 
