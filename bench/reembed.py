@@ -43,7 +43,7 @@ from nv_embed.worker import Settings, Worker
 Connection = psycopg.Connection[Any]
 
 WIDE, NARROW = 2048, 384
-BETWEEN_S = 0.01
+BETWEEN_S = 0.03
 IDLE_S = 15.0
 
 

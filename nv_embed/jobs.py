@@ -43,7 +43,7 @@ class Generation:
         relation: the table's name, for messages.
         chunk_tokens: of a piece at most; None where a row is embedded whole.
         is_backfilling: whether rows that the table had before may still be unqueued.
-        is_limited: whether a re-embedding allows so many rows a second, so that jobs may be there that nobody is given now.
+        is_limited: whether that goes by so many rows a second, so that there may be nothing to queue just now.
     """
 
     id: int

@@ -186,12 +186,7 @@ class Lane:
         jobs = self._claim(list(generations))
         if not jobs:
             # Queueing and cutting ask no model, so it need not be served.
-            if self._backfill([generation for generation in writable if generation.is_backfilling]):
-                return True
-            if any(generation.is_limited for generation in generations.values()):
-                self._pause(SHORTEST_PAUSE_S)
-                return True
-            return False
+            return self._backfill([generation for generation in writable if generation.is_backfilling])
         begun = time.monotonic()
         by_kind: dict[Kind, list[Text]] = defaultdict(list)
         for id, group in groupby(jobs, key=lambda job: job.generation):
@@ -234,7 +229,10 @@ class Lane:
     def _backfill(self, generations: Sequence[Generation]) -> bool:
         assert self._queue is not None
         try:
-            return any(self._backfill_step(generation) for generation in generations)
+            found = any(self._backfill_step(generation) for generation in generations)
+            if found and any(generation.is_limited for generation in generations):
+                self._pause(SHORTEST_PAUSE_S)
+            return found
         except GIVES_WAY:
             self._pause(SHORTEST_PAUSE_S)
             return True

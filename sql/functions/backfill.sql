@@ -154,10 +154,14 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     held CONSTANT regclass := nv_embed.hold_generation(generation);
+    allowed CONSTANT int := nv_embed.allowance(generation, most);
     step record;
 BEGIN
-    EXECUTE nv_embed.backfill_sql(generation, after IS NULL) INTO step USING generation, after, most;
-    RETURN nv_embed.end_step(generation, step.after, step.seen < most, step.queued);
+    IF allowed = 0 THEN
+        RETURN 0;
+    END IF;
+    EXECUTE nv_embed.backfill_sql(generation, after IS NULL) INTO step USING generation, after, allowed;
+    RETURN nv_embed.end_step(generation, step.after, step.seen < allowed, step.queued);
 END
 $$;
 

@@ -11,7 +11,11 @@ LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    SELECT * INTO STRICT g FROM nv_embed.generation AS s WHERE s.id = declaration.generation;
+    SELECT * INTO g FROM nv_embed.generation AS s WHERE s.id = declaration.generation;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'generation % has ended', generation
+            USING ERRCODE = '42704', DETAIL = 'Its re-embedding did, or its declaration.', HINT = 'its rows need no vectors of it any more';
+    END IF;
     SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id = g.embedding;
 END
 $$;

@@ -13,8 +13,6 @@ LANGUAGE plpgsql ROWS 1000
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    allowed CONSTANT int[] := ARRAY(SELECT nv_embed.allowance(u.generation, most) FROM unnest(generations) WITH ORDINALITY AS u (generation, place) ORDER BY u.place);
-    taken int[] := array_fill(0, ARRAY[cardinality(generations)]);
     room int := most;
     claimed int;
     round record;
@@ -26,15 +24,10 @@ BEGIN
             SELECT generations[place], c.*
             FROM nv_embed.claim_of(
                 generations[place], round.is_fresh,
-                least(
-                    CASE WHEN round.is_shared THEN ceil(room::float8 / (cardinality(generations) - place + 1))::int ELSE room END,
-                    allowed[place] - taken[place]
-                ),
-                lease
+                CASE WHEN round.is_shared THEN ceil(room::float8 / (cardinality(generations) - place + 1))::int ELSE room END, lease
             ) AS c;
             GET DIAGNOSTICS claimed = ROW_COUNT;
             room := room - claimed;
-            taken[place] := taken[place] + claimed;
         END LOOP;
     END LOOP;
 END

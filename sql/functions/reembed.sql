@@ -98,7 +98,7 @@ COMMENT ON FUNCTION nv_embed.lock_briefly(regclass, interval) IS 'Locks a table 
 
 CREATE OR REPLACE FUNCTION nv_embed.reembed(
     relation regclass, target name DEFAULT 'embedding', model text DEFAULT NULL, dim int DEFAULT NULL, storage text DEFAULT NULL,
-    rows_per_s real DEFAULT NULL, start boolean DEFAULT true
+    rows_per_s double precision DEFAULT NULL, start boolean DEFAULT true
 ) RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -123,7 +123,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.reembed(regclass, name, text, int, text, real, boolean)
+COMMENT ON FUNCTION nv_embed.reembed(regclass, name, text, int, text, double precision, boolean)
     IS 'Begins the move of an embedding to another model, dimension or storage, while it goes on answering; returns the re-embedding''s id. '
        'NULL keeps what is; another model comes in its native dimension.';
 
@@ -210,7 +210,7 @@ COMMENT ON FUNCTION nv_embed.estimate_reembed(regclass, name, text, int, text)
     IS 'What reembed() with the same arguments will take: rows with content, whether their vectors are cut without a model, else tokens and the model''s seconds by a sample '
        '(NULL where this database cannot ask a sidecar), bytes of the vectors beside the present ones and of their indexes.';
 
-CREATE OR REPLACE FUNCTION nv_embed.check_reembedded(e nv_embed.embedding, g nv_embed.generation, rows_per_s real) RETURNS void
+CREATE OR REPLACE FUNCTION nv_embed.check_reembedded(e nv_embed.embedding, g nv_embed.generation, rows_per_s double precision) RETURNS void
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -236,7 +236,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.check_reembedded(nv_embed.embedding, nv_embed.generation, real) IS 'Raises an error for an embedding that cannot be moved now.';
+COMMENT ON FUNCTION nv_embed.check_reembedded(nv_embed.embedding, nv_embed.generation, double precision) IS 'Raises an error for an embedding that cannot be moved now.';
 
 CREATE OR REPLACE FUNCTION nv_embed.begin_reembedding(id bigint) RETURNS void
 LANGUAGE plpgsql
@@ -331,7 +331,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.allowance(bigint, int) IS 'How many rows of a generation a worker may take now, at most so many; that many are used up.';
+COMMENT ON FUNCTION nv_embed.allowance(bigint, int) IS 'How many rows a backfill may cut or queue now, at most so many; that many are used up.';
 
 CREATE OR REPLACE FUNCTION nv_embed.cut_from(g nv_embed.generation) RETURNS nv_embed.generation
 LANGUAGE plpgsql STABLE

@@ -9,7 +9,7 @@ CREATE TABLE nv_embed.reembedding (
     to_generation   bigint NOT NULL,
     state           text NOT NULL DEFAULT 'planned'
         CHECK (state IN ('planned', 'backfilling', 'indexing', 'verifying', 'ready', 'live', 'finished', 'cancelled', 'rolled_back')),
-    rows_per_s      real CHECK (rows_per_s > 0),
+    rows_per_s      double precision CHECK (rows_per_s > 0),
     allowed_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     created_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     changed_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -18,7 +18,7 @@ CREATE TABLE nv_embed.reembedding (
 );
 
 COMMENT ON TABLE nv_embed.reembedding IS 'Moves of embeddings from one generation to another, those that ended included.';
-COMMENT ON COLUMN nv_embed.reembedding.rows_per_s IS 'How many rows a second workers may take of it, all together; NULL is no limit.';
+COMMENT ON COLUMN nv_embed.reembedding.rows_per_s IS 'How many of the rows that were there a second are cut or queued, by all workers together; NULL is no limit.';
 COMMENT ON COLUMN nv_embed.reembedding.allowed_at IS 'Until when what rows_per_s allows is used up.';
 COMMENT ON COLUMN nv_embed.reembedding.changed_at IS 'When it came into its state.';
 COMMENT ON COLUMN nv_embed.reembedding.backfilled_at IS 'When all rows that were there had been cut or queued: what was queued until then has to be embedded before it goes on.';

@@ -66,7 +66,7 @@ def live(db: Connection) -> tuple[int, str]:
 
 def test_one_command_goes_all_the_way_and_others_back(db: Connection, url: str, sidecar: Sidecar, program: Program) -> None:
     with working(url, sidecar.address):
-        said = succeeded(program("reembed", "docs", "--dim", "512", "--yes", "--database-url", url))
+        said = succeeded(program("reembed", "docs", "--dim", "512", "--rows-per-s", "1000", "--yes", "--database-url", url))
         assert f"{ROWS}" in said
         assert "CREATE INDEX CONCURRENTLY docs_embedding_g" in said
         assert said.splitlines()[-1] == (

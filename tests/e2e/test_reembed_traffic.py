@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import psycopg
@@ -48,7 +49,7 @@ class Traffic:
     asked: dict[str, str]
     over: threading.Event = field(default_factory=threading.Event)
     searches: dict[str, int] = field(default_factory=dict)
-    writes: int = 0
+    numbers: Iterator[int] = field(default_factory=count)
     failures: list[Exception] = field(default_factory=list)
 
     def search(self, db: Connection) -> None:
@@ -65,17 +66,17 @@ class Traffic:
         assert len(found) == 3
 
     def write(self, db: Connection) -> None:
-        key = PROBE + 1 + self.writes % (ROWS - PROBE - 1)
-        match self.writes % 4:
+        number = next(self.numbers)
+        key = PROBE + 1 + number % (ROWS - PROBE - 1)
+        match number % 4:
             case 0:
-                db.execute("INSERT INTO docs VALUES (%s, %s)", [ROWS + 1 + self.writes, f"What came later, number {self.writes}"])
+                db.execute("INSERT INTO docs VALUES (%s, %s)", [ROWS + 1 + number, f"What came later, number {number}"])
             case 1:
                 db.execute("UPDATE docs SET body = body || ' More.' WHERE id = %s", [key])
             case 2:
                 db.execute("UPDATE docs SET body = NULL WHERE id = %s", [key])
             case _:
                 db.execute("DELETE FROM docs WHERE id = %s", [key])
-        self.writes += 1
 
     def run(self, work: Callable[[Connection], None], db: Connection) -> None:
         try:
