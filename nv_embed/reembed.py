@@ -67,6 +67,7 @@ class Status:
     Attributes:
         rows, embedded: None until the table has been counted.
         rate: rows a second now.
+        has_ended: the generation that is not live is gone.
         workers: that have shown up lately.
     """
 
@@ -86,6 +87,7 @@ class Status:
     failed: int
     rate: float
     eta: timedelta | None
+    has_ended: bool
     workers: int
 
 
@@ -96,7 +98,7 @@ class Watcher(IndexWatcher, Protocol):
 
 STATUS = """
     SELECT r.id, nv_embed.qualified(r.relation), r.target, r.state, r.from_model, r.from_dim, r.from_storage, r.to_model, r.to_dim, r.to_storage,
-        r.rows, r.embedded, r.pending, r.failed, r.rate, r.eta,
+        r.rows, r.embedded, r.pending, r.failed, r.rate, r.eta, r.ended_at IS NOT NULL,
         (
             SELECT count(*) FROM nv_embed.worker AS w
             WHERE w.seen_at > clock_timestamp() - interval '15 seconds' AND nv_embed.may_embed(w.role_name, r.relation)

@@ -237,17 +237,17 @@ def _vectors(model: str | None, dim: int | None, storage: str | None) -> str:
 
 
 def _print_estimate(estimate: "Estimate", screen: "Screen") -> None:
-    from rich.table import Table
-
-    shown = Table(box=None, pad_edge=False, show_header=False)
-    shown.add_row("rows", "not counted yet" if estimate.rows is None else f"{estimate.rows:,}")
     if estimate.is_cut:
-        shown.add_row("model", "not asked: the vectors are cut to size in the database")
+        model = [("model", "not asked: the vectors are cut to size in the database")]
     else:
-        shown.add_row("tokens", "not known" if estimate.tokens is None else f"about {estimate.tokens:,}")
-        shown.add_row("time", "not known" if estimate.seconds is None else f"about {index.span(estimate.seconds)} of the sidecar's, by a sample")
-    shown.add_row("space", f"{index.size(estimate.vector_bytes or 0)} for vectors and {index.size(estimate.index_bytes)} for indexes, until finish")
-    screen.print(shown)
+        model = [
+            ("tokens", "not known" if estimate.tokens is None else f"about {estimate.tokens:,}"),
+            ("time", "not known" if estimate.seconds is None else f"about {index.span(estimate.seconds)} of the sidecar's, by a sample"),
+        ]
+    rows = "not counted yet" if estimate.rows is None else f"{estimate.rows:,}"
+    space = f"{index.size(estimate.vector_bytes or 0)} for vectors and {index.size(estimate.index_bytes)} for indexes, until finish"
+    for name, value in [("rows", rows), *model, ("space", space)]:
+        index.print_line(screen, f"{name:8}{value}")
 
 
 def _print_end(status: "Status", as_json: bool) -> None:
@@ -261,7 +261,7 @@ def _print_end(status: "Status", as_json: bool) -> None:
             "ready": f"{table} is ready for {going}: nv-embed cut-over {table}, or nv-embed cancel {table}.",
             "live": f"{table} answers by {going}. nv-embed finish {table} drops the vectors before, nv-embed roll-back {table} goes back to them.",
             "finished": f"{table}: finished.",
-            "rolled_back": f"{table} answers by the vectors before. nv-embed finish {table} drops the others.",
+            "rolled_back": f"{table} answers by the vectors before{'' if status.has_ended else f'. nv-embed finish {table} drops the others'}.",
             "cancelled": f"{table}: cancelled.",
         }.get(status.state, f"{table}: {status.state}.")
     )

@@ -77,7 +77,7 @@ def test_one_command_goes_all_the_way_and_others_back(db: Connection, url: str, 
         assert one(db, "SELECT is_valid FROM nv_embed.vector_indexes('docs')")
         succeeded(program("roll-back", "docs", "--database-url", url))
         assert live(db) == (384, "halfvec")
-        succeeded(program("finish", "docs", "--database-url", url))
+        assert succeeded(program("finish", "docs", "--database-url", url)) == "public.docs answers by the vectors before.\n"
         assert "no re-embedding of docs is under way" in failed(program("finish", "docs", "--database-url", url))
         ready = json.loads(succeeded(program("reembed", "docs", "--storage", "vector", "--no-cut-over", "--json", "--database-url", url)))
         assert (ready["state"], ready["embedded"], ready["to_storage"]) == ("ready", ROWS, "vector")
