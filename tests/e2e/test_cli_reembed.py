@@ -103,7 +103,7 @@ def test_the_estimate_knows_tokens_and_time(db: Connection) -> None:
     assert db.execute("SELECT is_cut, tokens, seconds FROM nv_embed.estimate_reembed('docs', storage => 'vector')").fetchone() == (True, 0, 0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_command_that_ends_before_its_time_is_gone_on_with(
     db: Connection, url: str, counter: Counter, program: Program, number: signal.Signals
 ) -> None:

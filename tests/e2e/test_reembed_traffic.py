@@ -25,7 +25,7 @@ from nv_embed.worker import Settings, Worker
 
 pytestmark = [pytest.mark.minilm, pytest.mark.slow]
 
-ROWS = int(os.environ.get("NV_EMBED_REEMBED_ROWS", "1000"))
+ROWS = int(os.environ.get("NV_EMBED_REEMBED_ROWS", "400"))
 PROBE = 9
 """The row that is searched for, and that nobody changes."""
 
