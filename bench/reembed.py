@@ -33,12 +33,12 @@ from pgvector.psycopg import register_vector
 from search import a_cluster, load, opened
 from servers import Sidecar, running_sidecar, shared_folder
 from synthetic import Collection
+from workers import working
 
 from nv_embed import library, reembed
 from nv_embed.client import Client
 from nv_embed.cluster import Cluster
 from nv_embed.reembed import Status
-from nv_embed.worker import Settings, Worker
 
 Connection = psycopg.Connection[Any]
 
@@ -96,7 +96,7 @@ def cutting(rows: int, counter: Counter) -> list[str]:
         db.execute("VACUUM docs")
         id = reembed.begin(db, reembed.Wanted("docs", dim=NARROW))
         begun = time.perf_counter()
-        with working(cluster, counter.address), cluster.connect("bench") as watching:
+        with working(cluster.dsn("bench"), counter.address), cluster.connect("bench") as watching:
             reembed.drive(db, watching, id, Silent())
         ours_s = time.perf_counter() - begun
         begun = time.perf_counter()
@@ -122,7 +122,7 @@ def serving(rows: int, rows_per_s: float, sidecar: Sidecar) -> list[str]:
     say(f"embedding {rows:,} rows anew while they are searched")
     with a_cluster() as cluster:
         record_models(cluster, sidecar.address)
-        with opened(cluster, "2GB") as db, working(cluster, sidecar.address):
+        with opened(cluster, "2GB") as db, working(cluster.dsn("bench"), sidecar.address):
             db.execute("CREATE TABLE served (id int PRIMARY KEY, body text)")
             db.execute(f"SELECT nv_embed.auto_embed('served', '{{body}}', dim => {NARROW}, mode => 'async')")
             db.execute("INSERT INTO served SELECT n, 'text number ' || n || ' of many' FROM generate_series(1, %s) AS n", [rows])
@@ -211,18 +211,6 @@ def traffic(cluster: Cluster, rows: int, asked: dict[int, HalfVector]) -> Iterat
         over.set()
         for thread in threads:
             thread.join()
-
-
-@contextmanager
-def working(cluster: Cluster, endpoint: str) -> Iterator[None]:
-    running = Worker(Settings(cluster.dsn("bench"), (endpoint,), poll_s=0.5, timeout_s=60.0))
-    thread = threading.Thread(target=running.run)
-    thread.start()
-    try:
-        yield
-    finally:
-        running.stop()
-        thread.join()
 
 
 def record_models(cluster: Cluster, endpoint: str) -> None:

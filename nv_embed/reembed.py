@@ -138,6 +138,18 @@ def begin(connection: Connection, wanted: Wanted) -> int:
     return int(row[0])
 
 
+def limit(connection: Connection, id: int, rows_per_s: float) -> None:
+    """Have a re-embedding that is under way go by another limit."""
+    connection.execute("UPDATE nv_embed.reembedding SET rows_per_s = %s WHERE id = %s", [rows_per_s, id])
+
+
+def model_name(connection: Connection, model: str) -> str:
+    """The whole name of a model that is served."""
+    row = connection.execute("SELECT model FROM nv_embed.identify(NULL, %s)", [model]).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
 def drive(connection: Connection, watching: Connection, id: int, watcher: Watcher, memory: str | None = None) -> Status:
     """Bring a re-embedding to where it can be cut over.
 

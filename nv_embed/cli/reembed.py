@@ -70,7 +70,7 @@ def reembed(
     wanted = library.Wanted(table, target, model, dim, storage and storage.value, rows_per_s)
     screen = errors if as_json else console
     with _connected(database_url) as (connection, watching), _going_on(table):
-        id = _find_or_begin(connection, wanted, screen, yes or as_json)
+        id = _find_or_begin(connection, wanted, screen, yes)
         with _watcher(screen) as watcher:
             now = library.drive(connection, watching, id, watcher, memory)
         if goes_over and now.state == "ready":
@@ -118,11 +118,13 @@ def _step(step: "Callable[[psycopg.Connection[Any], int], None]", table: str, ta
 
 
 def _find_or_begin(connection: "psycopg.Connection[Any]", wanted: "Wanted", screen: "Screen", sure: bool) -> int:
-    from nv_embed.reembed import begin, estimate, find_open
+    from nv_embed.reembed import begin, estimate, find_open, limit
 
     found = find_open(connection, wanted.relation, wanted.target)
     if found is not None:
-        _check_same(found, wanted)
+        _check_same(connection, found, wanted)
+        if wanted.rows_per_s is not None:
+            limit(connection, found.id, wanted.rows_per_s)
         index.print_line(
             screen, f"Re-embedding {found.id} of {found.relation} to {_vectors(found.to_model, found.to_dim, found.to_storage)} goes on."
         )
@@ -135,11 +137,18 @@ def _find_or_begin(connection: "psycopg.Connection[Any]", wanted: "Wanted", scre
     return begin(connection, wanted)
 
 
-def _check_same(found: "Status", wanted: "Wanted") -> None:
+def _check_same(connection: "psycopg.Connection[Any]", found: "Status", wanted: "Wanted") -> None:
     """What is asked for beside a re-embedding that is under way must be that one."""
+    from nv_embed.reembed import model_name
+
+    model = wanted.model and model_name(connection, wanted.model)
     differs = [
         name
-        for name, asked, has in (("--dim", wanted.dim, found.to_dim), ("--storage", wanted.storage, found.to_storage))
+        for name, asked, has in (
+            ("--model", model, found.to_model),
+            ("--dim", wanted.dim, found.to_dim),
+            ("--storage", wanted.storage, found.to_storage),
+        )
         if asked is not None and asked != has
     ]
     if differs:

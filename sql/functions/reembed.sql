@@ -598,6 +598,8 @@ BEGIN
     ELSE
         PERFORM nv_embed.await_queue(to_generation, moment, patience);
     END IF;
+    -- What is refused anyway does not lock the table, nor embed a backlog under the lock.
+    PERFORM nv_embed.check_covered(from_generation, to_generation, moment);
     PERFORM nv_embed.lock_briefly(e.relation, patience);
     IF e.mode = 'sync' THEN
         PERFORM nv_embed.embed_queued(to_generation);

@@ -5,9 +5,7 @@
 import json
 import signal
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,8 +15,7 @@ from installs import BOTH, EXTENSION, Install
 from program import Program, eventually, failed, succeeded
 from servers import Sidecar
 from vectors import one
-
-from nv_embed.worker import Settings, Worker
+from workers import drain, working
 
 pytestmark = BOTH
 
@@ -41,21 +38,9 @@ def db(connect: Callable[..., Connection], url: str, sidecar: Sidecar) -> Connec
     connection.execute("CREATE TABLE docs (id int PRIMARY KEY, body text)")
     connection.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384, mode => 'async')")
     connection.execute("INSERT INTO docs SELECT n, 'body ' || n FROM generate_series(1, %s) AS n", [ROWS])
-    Worker(Settings(url, (sidecar.address,), timeout_s=20.0, once=True)).run()
+    drain(url, sidecar.address)
     connection.execute(one(connection, "SELECT nv_embed.create_index_sql('docs', concurrently => false)"))
     return connection
-
-
-@contextmanager
-def working(url: str, endpoint: str) -> Iterator[None]:
-    running = Worker(Settings(url, (endpoint,), poll_s=0.2, timeout_s=20.0))
-    thread = threading.Thread(target=running.run)
-    thread.start()
-    try:
-        yield
-    finally:
-        running.stop()
-        thread.join(60)
 
 
 def live(db: Connection) -> tuple[int, str]:
@@ -79,9 +64,10 @@ def test_one_command_goes_all_the_way_and_others_back(db: Connection, url: str, 
         assert live(db) == (384, "halfvec")
         assert succeeded(program("finish", "docs", "--database-url", url)) == "public.docs answers by the vectors before.\n"
         assert "no re-embedding of docs is under way" in failed(program("finish", "docs", "--database-url", url))
-        ready = json.loads(succeeded(program("reembed", "docs", "--storage", "vector", "--no-cut-over", "--json", "--database-url", url)))
+        ready = json.loads(succeeded(program("reembed", "docs", "--storage", "vector", "--no-cut-over", "--json", "--yes", "--database-url", url)))
         assert (ready["state"], ready["embedded"], ready["to_storage"]) == ("ready", ROWS, "vector")
         assert "not to this --dim" in failed(program("reembed", "docs", "--dim", "512", "--yes", "--database-url", url))
+        assert "'unheard-of' is not served" in failed(program("reembed", "docs", "--model", "unheard-of", "--yes", "--database-url", url))
         succeeded(program("cut-over", "docs", "--database-url", url))
         assert live(db) == (384, "vector")
         assert succeeded(program("finish", "docs", "--database-url", url)) == "public.docs: finished.\n"

@@ -4,8 +4,7 @@ Re-embedding: from one generation to the next while rows are read and written, a
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -15,9 +14,9 @@ from counting import Counter
 from installs import BOTH, EXTENSION, Install
 from servers import Sidecar
 from vectors import cosine, one, parsed
+from workers import drain, working
 
 from nv_embed.client import Client
-from nv_embed.worker import Settings, Worker
 
 pytestmark = BOTH
 
@@ -39,23 +38,6 @@ def dsn(install: Install, own_database: str) -> str:
 def declare(db: Connection, dim: int = 384, rows: int = 50, mode: str = "async", storage: str = "halfvec") -> None:
     db.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => %s, mode => %s, storage => %s)", [dim, mode, storage])
     db.execute("INSERT INTO docs SELECT n, 'body ' || n FROM generate_series(1, %s) AS n", [rows])
-
-
-def drain(dsn: str, endpoint: str) -> None:
-    Worker(Settings(dsn, (endpoint,), timeout_s=20.0, once=True)).run()
-
-
-@contextmanager
-def working(dsn: str, endpoint: str) -> Iterator[None]:
-    running = Worker(Settings(dsn, (endpoint,), poll_s=0.2, timeout_s=20.0))
-    thread = threading.Thread(target=running.run)
-    thread.start()
-    try:
-        yield
-    finally:
-        running.stop()
-        thread.join(60)
-        assert not thread.is_alive()
 
 
 def reembed(db: Connection, **options: Any) -> int:

@@ -5,7 +5,7 @@ Workers: the real sidecar, the real database, and what goes wrong between them.
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -22,6 +22,7 @@ from program import eventually
 from psycopg.types.json import Jsonb
 from servers import Sidecar
 from vectors import cosine, one, parsed
+from workers import drain, working
 
 from nv_embed.client import Client
 from nv_embed.cluster import Cluster
@@ -43,24 +44,11 @@ class Site:
     dsn: str
     endpoint: str
 
-    @contextmanager
-    def worker(self, endpoint: str | None = None, **settings: Any) -> Iterator[Worker]:
-        given = {"poll_s": 0.5, "timeout_s": 20.0, **settings}
-        running = Worker(Settings(self.dsn, (endpoint or self.endpoint,), **given))
-        thread = threading.Thread(target=running.run)
-        thread.start()
-        try:
-            yield running
-        finally:
-            running.stop()
-            thread.join(60)
-            assert not thread.is_alive()
+    def worker(self, endpoint: str | None = None, **settings: Any) -> AbstractContextManager[Worker]:
+        return working(self.dsn, endpoint or self.endpoint, **settings)
 
     def drain(self, endpoint: str | None = None, **settings: Any) -> Worker:
-        """A worker that ends when nothing is due."""
-        running = Worker(Settings(self.dsn, (endpoint or self.endpoint,), **{"timeout_s": 20.0, **settings}, once=True))
-        running.run()
-        return running
+        return drain(self.dsn, endpoint or self.endpoint, **settings)
 
 
 @pytest.fixture
