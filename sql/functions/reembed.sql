@@ -244,8 +244,9 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     r CONSTANT nv_embed.reembedding := nv_embed.find_reembedding(id);
-    e nv_embed.embedding := (nv_embed.declaration(r.from_generation)).e;
-    live CONSTANT nv_embed.generation := (nv_embed.declaration(r.from_generation)).g;
+    declared CONSTANT record := nv_embed.declaration(r.from_generation);
+    e CONSTANT nv_embed.embedding := declared.e;
+    live CONSTANT nv_embed.generation := declared.g;
     coming nv_embed.generation := (nv_embed.declaration(r.to_generation)).g;
 BEGIN
     PERFORM nv_embed.check_state(r, 'planned');
@@ -475,8 +476,9 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     r CONSTANT nv_embed.reembedding := nv_embed.find_reembedding(id);
-    e CONSTANT nv_embed.embedding := (nv_embed.declaration(r.from_generation)).e;
-    live CONSTANT nv_embed.generation := (nv_embed.declaration(r.from_generation)).g;
+    declared CONSTANT record := nv_embed.declaration(r.from_generation);
+    e CONSTANT nv_embed.embedding := declared.e;
+    live CONSTANT nv_embed.generation := declared.g;
     coming CONSTANT nv_embed.generation := (nv_embed.declaration(r.to_generation)).g;
 BEGIN
     RETURN QUERY
@@ -714,8 +716,9 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    e CONSTANT nv_embed.embedding := (nv_embed.declaration(generation)).e;
-    g CONSTANT nv_embed.generation := (nv_embed.declaration(generation)).g;
+    declared CONSTANT record := nv_embed.declaration(generation);
+    e CONSTANT nv_embed.embedding := declared.e;
+    g CONSTANT nv_embed.generation := declared.g;
 BEGIN
     IF g.state <> 'planned' THEN
         PERFORM nv_embed.lock_briefly(e.relation, '1 min');
