@@ -1,0 +1,10 @@
+"""
+SQLAlchemy: embeddings in models, flushes and queries.
+
+In:  `embedded_column("{title}: {body}", dim=768)` on a model      Out: rows written with their vectors, and found by meaning
+"""
+
+from nv_embed.sqlalchemy.column import Embedded, embedded_column
+from nv_embed.sqlalchemy.embedding import AutoEmbedding, Embedding, EmbeddingIndex, declared
+
+__all__ = ["AutoEmbedding", "Embedded", "Embedding", "EmbeddingIndex", "declared", "embedded_column"]
