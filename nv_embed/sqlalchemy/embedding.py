@@ -80,9 +80,6 @@ class AutoEmbedding(SchemaItem):
 
 def declare(table: Table, embedding: Embedding) -> None:
     """Add an embedding to a table's metadata; `create_all` makes it with the table."""
-    if KEY not in table.info:
-        event.listen(table, "after_create", _create, propagate=True)
-        event.listen(table, "before_drop", _drop, propagate=True)
     table.info[KEY] = {**declared(table), embedding.target: embedding}
 
 
@@ -110,6 +107,8 @@ DROP = text(
 )
 
 
+# Of all tables, since one that `to_metadata` copies has its information but not its listeners.
+@event.listens_for(Table, "after_create")
 def _create(table: Table, connection: Connection, **_: Any) -> None:
     relation = relation_name(table)
     for embedding in declared(table).values():
@@ -120,6 +119,8 @@ def _create(table: Table, connection: Connection, **_: Any) -> None:
             connection.exec_driver_sql(statement)
 
 
+@event.listens_for(Table, "before_drop")
 def _drop(table: Table, connection: Connection, **_: Any) -> None:
     """Chunk tables do not go with the table; columns do."""
-    connection.execute(DROP, {"relation": relation_name(table)})
+    if any(embedding.chunk_tokens for embedding in declared(table).values()):
+        connection.execute(DROP, {"relation": relation_name(table)})
