@@ -19,6 +19,7 @@ import psycopg
 import sqlalchemy
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from psycopg import sql
 from sqlalchemy.pool import NullPool
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 OLDEST_SERVER = 15
 OLDEST_PGVECTOR = (0, 8)
 FIRST_REVISION = "0.2.0"
+VERSION_TABLE = "nv_embed.alembic_version"
 
 
 @dataclass(frozen=True)
@@ -68,28 +70,74 @@ def install(
     engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=lambda: connection, poolclass=NullPool)
     try:
         with engine.begin() as bind:
-            _ask(connection, "SELECT pg_advisory_xact_lock(hashtext('nv_embed.install'))")
-            before = _installed(connection)
-            schema = _chosen_schema(connection, schema, before)
-            _prepare_session(connection, schema)
-            _upgrade(bind, schema)
-            has_changed = before is None or before[0] != __version__ or before[2] != _digest(schema)
-            changed_models = _configure(connection, endpoint, models)
-            has_role = _ask(connection, "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'nv_embed_worker')")
+            return install_within(bind, schema, endpoint, models)
     except sqlalchemy.exc.DBAPIError as error:
         raise error.orig or error from None
     finally:
         engine.dispose()
+
+
+def install_within(
+    bind: sqlalchemy.Connection, schema: str | None = None, endpoint: str | None = None, models: "Sequence[Model]" = ()
+) -> InstalledLibrary:
+    """Install or update, in a transaction that the caller has begun and ends. What it sets for the transaction is search_path and the like.
+
+    Args:
+        bind: of psycopg's.
+    The others, and what is raised, are `install`'s.
+    """
+    connection = _driver(bind)
+    _ask(connection, "SELECT pg_advisory_xact_lock(hashtext('nv_embed.install'))")
+    before = _installed(connection)
+    schema = _chosen_schema(connection, schema, before)
+    _prepare_session(connection, schema)
+    _upgrade(bind, schema)
+    has_changed = before is None or before[0] != __version__ or before[2] != _digest(schema)
+    changed_models = _configure(connection, endpoint, models)
+    has_role = _ask(connection, "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'nv_embed_worker')")
     return InstalledLibrary(__version__, before and before[0], schema, has_changed, changed_models, has_role)
+
+
+def script(schema: str, endpoint: str | None = None, models: "Sequence[Model]" = ()) -> list[str]:
+    """The statements of a first install, for a session of its owner's with a transaction begun; pgvector comes with it where it is not there."""
+    revisions = [each.revision for each in ScriptDirectory(str(_folder("migrations"))).walk_revisions()][::-1]
+    quoted = sql.Identifier(schema).as_string(None)
+    return [
+        "CREATE EXTENSION IF NOT EXISTS vector",
+        f"""SELECT set_config('search_path', concat_ws(', ', {_literal(quoted)}, (
+    SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'vector'
+), 'pg_temp'), true), set_config('check_function_bodies', 'off', true), set_config('client_min_messages', 'warning', true)""",  # noqa: S608  # of literals
+        _rendered(_folder("sql") / "schema" / "namespace.sql", schema),
+        f"CREATE TABLE {VERSION_TABLE} (version_num varchar(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))",
+        *(_rendered(file, schema) for revision in revisions for file in _data(revision)),
+        f"INSERT INTO {VERSION_TABLE} VALUES ({_literal(revisions[-1])})",  # noqa: S608
+        _code(schema),
+        f"SELECT nv_embed.record_installation({_literal(__version__)}, {_literal(schema)}, {_literal(_digest(schema))})",
+        *([] if endpoint is None else [f"SELECT nv_embed.configure({_literal(endpoint)})"]),
+        *([] if endpoint is None else [f"SELECT nv_embed.record_models({_literal(_told(models))})"]),
+    ]
+
+
+def uninstall_sql() -> str:
+    """A statement that removes the library; it fails where a table is declared."""
+    names = sorted(set(re.findall(r"FUNCTION @extschema@\.(\w+)", "\n".join(file.read_text() for file in _files("functions")))))
+    return (Path(__file__).parent / "uninstall.sql").read_text().replace("@names@", ", ".join(map(_literal, names)))
+
+
+def served(endpoint: str | None) -> "list[Model]":
+    """The models of a sidecar, its default first; none without one."""
+    if endpoint is None:
+        return []
+    from nv_embed.client import Client  # with it comes grpc, which nothing else here needs
+
+    with Client(endpoint) as client:
+        return list(client.list_models())
 
 
 def make_data(bind: sqlalchemy.Connection, schema: str, revision: str) -> None:
     """What a revision does to what holds data: its SQL file, or for the first one, until that is frozen, what `sql/schema/` says."""
-    file = _folder("migrations") / "versions" / f"{revision}.sql"
-    # The namespace is made before Alembic, whose own table lies in it.
-    fresh = [each for each in _files("schema") if each.stem != "namespace"]
-    for each in fresh if revision == FIRST_REVISION and not file.exists() else [file]:
-        run(bind, _rendered(each, schema))
+    for file in _data(revision):
+        run(bind, _rendered(file, schema))
 
 
 def make_code(bind: sqlalchemy.Connection, schema: str) -> None:
@@ -191,6 +239,11 @@ def _configure(connection: psycopg.Connection[Any], endpoint: str | None, models
     if endpoint is None:
         return 0
     connection.execute("SELECT nv_embed.configure(%s)", [endpoint])
+    return int(_ask(connection, "SELECT nv_embed.record_models(%s)", [_told(models)]))
+
+
+def _told(models: "Sequence[Model]") -> str:
+    """As nv_embed.record_models() reads them."""
     told = [
         {
             "name": model.name,
@@ -201,7 +254,19 @@ def _configure(connection: psycopg.Connection[Any], endpoint: str | None, models
         }
         for model in models
     ]
-    return int(_ask(connection, "SELECT nv_embed.record_models(%s)", [json.dumps(told)]))
+    return json.dumps(told)
+
+
+def _literal(value: str) -> str:
+    return sql.Literal(value).as_string(None)
+
+
+def _data(revision: str) -> list[Path]:
+    """The files of what a revision does to what holds data."""
+    file = _folder("migrations") / "versions" / f"{revision}.sql"
+    # The namespace is made before Alembic, whose own table lies in it.
+    fresh = [each for each in _files("schema") if each.stem != "namespace"]
+    return fresh if revision == FIRST_REVISION and not file.exists() else [file]
 
 
 def _folder(name: str) -> Path:

@@ -9,8 +9,6 @@ import typer
 if TYPE_CHECKING:
     import psycopg
 
-    from nv_embed.proto.nv_embed_pb2 import Model
-
 
 def install(
     database_url: Annotated[
@@ -52,8 +50,9 @@ def _install_extension(database_url: str, endpoint: str | None) -> None:
 
 def _install_library(database_url: str, schema: str | None, endpoint: str | None) -> None:
     from nv_embed.library import install as install_library
+    from nv_embed.library import served
 
-    models = _served(endpoint)
+    models = served(endpoint)
     installed = install_library(_connect(database_url, autocommit=False), schema, endpoint, models)
     change = "brought up to date" if installed.has_changed and installed.before == installed.version else _change(installed.version, installed.before)
     typer.echo(f"nv_embed {installed.version} {change}, as a library: schema nv_embed, and nv_search() in {installed.schema}.")
@@ -67,16 +66,6 @@ def _install_library(database_url: str, schema: str | None, endpoint: str | None
             if endpoint
             else "Say which models there are: run this again with --endpoint HOST:PORT of a sidecar."
         )
-
-
-def _served(endpoint: str | None) -> "list[Model]":
-    """The models of a sidecar, its default first."""
-    if endpoint is None:
-        return []
-    from nv_embed.client import Client
-
-    with Client(endpoint) as client:
-        return list(client.list_models())
 
 
 def _connect(database_url: str, *, autocommit: bool) -> "psycopg.Connection[Any]":

@@ -1,0 +1,289 @@
+"""
+Autogenerate: from the embeddings of the metadata and those of a database to operations.
+
+It runs after Alembic's own comparison, which knows of tables, columns and indexes alone. What that says of things that are nv_embed's is taken out:
+columns of vectors, chunk tables, shadow columns, indexes. What is left to say is put in where it belongs: what drops an index or builds one
+concurrently, or moves vectors, commits what was done before, so it goes first or last; the rest stays with its table.
+
+In:  Alembic's operations      Out: the same, with ours among them
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pgvector.sqlalchemy  # noqa: F401  # so that its types are known when a table is read
+from alembic.autogenerate import comparators
+from alembic.autogenerate.api import AutogenContext
+from alembic.operations import MigrateOperation
+from alembic.operations.ops import AddColumnOp, AlterColumnOp, CreateTableOp, DropColumnOp, DropIndexOp, DropTableOp, ModifyTableOps, UpgradeOps
+from alembic.util import DispatchPriority
+from sqlalchemy import Column
+from sqlalchemy import Table as MetadataTable
+from sqlalchemy.schema import SchemaItem
+
+from nv_embed.alembic import catalog
+from nv_embed.alembic.catalog import Catalog, Present, Table
+from nv_embed.alembic.embedding import AlterAutoEmbedding, CreateAutoEmbedding
+from nv_embed.alembic.index import CreateEmbeddingIndex, DropEmbeddingIndex
+from nv_embed.alembic.reembedding import Reembed
+from nv_embed.alembic.watcher import log
+from nv_embed.sqlalchemy import Embedding, EmbeddingIndex, declared
+from nv_embed.sqlalchemy.embedding import KEY
+
+MADE_ANEW = "What is embedded has changed: searches find nothing here until the vectors are made anew."
+COMMITS = "Commits what was done before: best in a revision of its own."
+
+
+@comparators.dispatch_for("schema", qualifier="postgresql", priority=DispatchPriority.LAST)
+def compare(context: AutogenContext, upgrade: UpgradeOps, schemas: set[str | None]) -> None:
+    assert context.connection is not None
+    found = catalog.read(context.connection, context.connection.dialect.default_schema_name)
+    _Comparison(context, upgrade, found, schemas).run()
+
+
+@dataclass
+class Edit:
+    """What becomes of a table's embeddings.
+
+    Attributes:
+        first, last: before and after all else that a revision does.
+        middle: with what else becomes of the table, in this order.
+    """
+
+    first: list[MigrateOperation] = field(default_factory=list)
+    middle: list[MigrateOperation] = field(default_factory=list)
+    last: list[MigrateOperation] = field(default_factory=list)
+
+
+class _Comparison:
+    def __init__(self, context: AutogenContext, upgrade: UpgradeOps, found: Catalog, schemas: set[str | None]) -> None:
+        self._context = context
+        self._upgrade = upgrade
+        self._found = found
+        self._schemas = schemas
+        self._metadata = {self._named(table): table for table in context.sorted_tables}
+        self._created = {(each.schema, each.table_name): each for each in upgrade.ops if isinstance(each, CreateTableOp)}
+
+    def run(self) -> None:
+        self._forget_what_is_ours()
+        edits = [self._of_dropped(each) for each in self._upgrade.ops if isinstance(each, DropTableOp)]
+        for table in self._metadata.values():
+            if self._is_compared(table):
+                edits.append(self._of_table(table))
+        if not self._found.is_installed and any(edit.middle for edit in edits):
+            log.warning("nv_embed is not in this database: an earlier revision needs op.create_extension_nv_embed() or op.install_nv_embed_library()")
+        self._upgrade.ops[:0] = [each for edit in edits for each in edit.first]
+        self._upgrade.ops += [each for edit in edits for each in edit.last]
+
+    def _named(self, table: MetadataTable) -> Table:
+        return (None if table.schema == self._default_schema else table.schema, table.name)
+
+    @property
+    def _default_schema(self) -> str | None:
+        assert self._context.connection is not None
+        return self._context.connection.dialect.default_schema_name
+
+    def _is_compared(self, table: MetadataTable) -> bool:
+        """Whether Alembic has compared it too: a project may leave schemas and tables out."""
+        schema, name = self._named(table)
+        return (
+            schema in self._schemas
+            and self._context.run_name_filters(name, "table", {"schema_name": schema})
+            and self._context.run_object_filters(table, name, "table", False, None)
+        )
+
+    # What Alembic says of things that are nv_embed's.
+
+    def _forget_what_is_ours(self) -> None:
+        kept = []
+        for each in self._upgrade.ops:
+            if isinstance(each, DropTableOp | ModifyTableOps) and self._is_ours((each.schema, each.table_name)):
+                continue
+            if isinstance(each, ModifyTableOps):
+                each.ops = list(self._modifications(each))
+                if each.is_empty():
+                    continue
+            kept.append(each)
+        self._upgrade.ops[:] = kept
+
+    def _is_ours(self, table: Table) -> bool:
+        return table not in self._metadata and (table[0] == catalog.SCHEMA or table in self._found.chunks)
+
+    def _modifications(self, modified: ModifyTableOps) -> Iterator[MigrateOperation]:
+        key = (modified.schema, modified.table_name)
+        present = self._found.tables.get(key, Present())
+        table = self._metadata.get(key)
+        wanted = {} if table is None else declared(table)
+        named = set() if table is None else {str(index.name) for index in table.indexes}
+        columns = {target for target, each in [*present.embeddings.items(), *wanted.items()] if each.chunk_tokens is None}
+        for each in modified.ops:
+            if isinstance(each, DropIndexOp) and each.index_name in (present.index_names | present.shadow_indexes) - named:
+                continue
+            if isinstance(each, DropColumnOp) and (each.column_name in present.shadow_columns or each.column_name in present.embeddings):
+                continue
+            if isinstance(each, AlterColumnOp) and each.column_name in columns:
+                each.modify_type = None
+                if not each.has_changes():
+                    continue
+            yield each
+
+    # What becomes of embeddings.
+
+    def _of_dropped(self, dropped: DropTableOp) -> Edit:
+        """They go before their table, and come back after it."""
+        embeddings = self._found.tables.get((dropped.schema, dropped.table_name), Present()).embeddings
+        before: list[MigrateOperation] = []
+        for embedding in embeddings.values():
+            place = _Place(dropped.schema, dropped.table_name, embedding.target)
+            before += [_drop_index(place, index, concurrently=False) for index in _written(embedding)]
+            before.append(_create(place, embedding).reverse())
+        position = self._upgrade.ops.index(dropped)
+        bare = dropped.reverse()
+        bare.columns = _without(bare.columns, {target for target, each in embeddings.items() if each.chunk_tokens is None})
+        self._upgrade.ops[position : position + 1] = [*before, bare.reverse()]
+        return Edit(middle=before)
+
+    def _of_table(self, table: MetadataTable) -> Edit:
+        schema, name = key = self._named(table)
+        wanted, present = declared(table), self._found.tables.get(key, Present()).embeddings
+        created = self._created.get(key)
+        added = set() if created else self._take_added_columns(key, set(wanted) - set(present))
+        edit = Edit()
+        for target in [*(each for each in present if each not in wanted), *wanted]:
+            place = _Place(table.schema, name, target)
+            if target not in wanted:
+                self._drop(edit, place, present[target], keep_vectors=target in table.columns)
+            elif target not in present:
+                column_stays = wanted[target].chunk_tokens is None and created is None and target not in added
+                self._add(edit, place, wanted[target], column_stays, is_new=created is not None)
+            else:
+                self._change(edit, place, present[target], wanted[target])
+        if created is not None:
+            created.columns = _without(created.columns, {target for target, each in wanted.items() if each.chunk_tokens is None})
+            created.info = {key: value for key, value in created.info.items() if key != KEY}
+            position = self._upgrade.ops.index(created) + 1
+            self._upgrade.ops[position:position] = edit.middle
+        elif edit.middle:
+            self._insert(schema, name, edit.middle)
+        return edit
+
+    def _take_added_columns(self, key: Table, targets: set[str]) -> set[str]:
+        """The columns that an embedding adds, and not Alembic."""
+        taken = set()
+        for modified in self._modified(key):
+            taken |= {each.column.name for each in modified.ops if isinstance(each, AddColumnOp)} & targets
+            modified.ops = [each for each in modified.ops if not (isinstance(each, AddColumnOp) and each.column.name in targets)]
+        self._upgrade.ops[:] = [each for each in self._upgrade.ops if not (isinstance(each, ModifyTableOps) and each.is_empty())]
+        return taken
+
+    def _modified(self, key: Table) -> list[ModifyTableOps]:
+        return [each for each in self._upgrade.ops if isinstance(each, ModifyTableOps) and (each.schema, each.table_name) == key]
+
+    def _insert(self, schema: str | None, name: str, operations: list[MigrateOperation]) -> None:
+        """After columns have been added that may be sources, before indexes that may be of vectors, and before columns are dropped."""
+        modified = self._modified((schema, name))
+        if not modified:
+            self._upgrade.ops.append(ModifyTableOps(name, operations, schema=schema))
+            return
+        before = [each for each in modified[0].ops if isinstance(each, AddColumnOp | AlterColumnOp | DropIndexOp)]
+        modified[0].ops = [*before, *operations, *(each for each in modified[0].ops if each not in before)]
+
+    def _drop(self, edit: Edit, place: "_Place", embedding: Embedding, keep_vectors: bool) -> None:
+        if not keep_vectors:
+            edit.first += [_drop_index(place, index) for index in _written(embedding)]
+        edit.middle.append(_create(place, embedding, column_stays=keep_vectors).reverse())
+        log.info("Detected removed embedding '%s'", place)
+
+    def _add(self, edit: Edit, place: "_Place", embedding: Embedding, column_stays: bool, is_new: bool = False) -> None:
+        edit.middle.append(_create(place, embedding, column_stays=column_stays))
+        indexes = [_create_index(place, index, concurrently=not is_new) for index in embedding.indexes]
+        (edit.middle if is_new else edit.last).extend(indexes)
+        log.info("Detected added embedding '%s'", place)
+
+    def _change(self, edit: Edit, place: "_Place", present: Embedding, wanted: Embedding) -> None:
+        moves = self._moves(present, wanted)
+        pieces = [(each.source, each.chunk_tokens, each.chunk_overlap) for each in (present, wanted)]
+        if pieces[0] != pieces[1] or (moves and wanted.chunk_tokens is not None):
+            self._make_anew(edit, place, present, wanted)
+            return
+        differs = {name: getattr(wanted, name) for name in ("mode", "truncate") if getattr(wanted, name) not in (None, getattr(present, name))}
+        if differs:
+            existing = {f"existing_{name}": getattr(present, name) for name in differs}
+            edit.middle.append(AlterAutoEmbedding(place.table, place.target, schema=place.schema, **differs, **existing))
+            log.info("Detected changed embedding '%s': %s", place, ", ".join(differs))
+        if moves:
+            existing = {f"existing_{name}": getattr(present, name) for name in moves}
+            edit.last.append(replace(Reembed(place.table, place.target, schema=place.schema, **moves, **existing), note=COMMITS))
+            log.info("Detected changed embedding '%s': %s", place, ", ".join(moves))
+        self._change_indexes(edit, place, present, wanted, moves.get("dim") or present.dim)
+
+    def _make_anew(self, edit: Edit, place: "_Place", present: Embedding, wanted: Embedding) -> None:
+        again = replace(wanted, model=wanted.model or present.model, dim=wanted.dim or (present.dim if wanted.model is None else None))
+        edit.first += [_drop_index(place, index) for index in _written(present)]
+        dropped = _create(place, present).reverse()
+        edit.middle += [replace(dropped, note=MADE_ANEW), _create(place, again)]
+        edit.last += [_create_index(place, index) for index in wanted.indexes]
+        log.info("Detected changed embedding '%s': it is made anew", place)
+
+    def _moves(self, present: Embedding, wanted: Embedding) -> dict[str, Any]:
+        """What a re-embedding is to change. None in the metadata is whatever is."""
+        assert self._context.connection is not None
+        moves: dict[str, Any] = {}
+        if wanted.model not in (None, present.model) and catalog.whole_name(self._context.connection, str(wanted.model)) != present.model:
+            moves = {"model": wanted.model, "dim": wanted.dim}
+        elif wanted.dim not in (None, present.dim):
+            moves = {"dim": wanted.dim}
+        return moves if wanted.storage == present.storage else {**moves, "storage": wanted.storage}
+
+    def _change_indexes(self, edit: Edit, place: "_Place", present: Embedding, wanted: Embedding, dim: int | None) -> None:
+        """Those that the vectors have, as a re-embedding leaves them, against those that they are to have."""
+        assert isinstance(present.dim, int)
+        left = [index for index in present.indexes if index.dim == present.dim or not isinstance(dim, int) or (index.dim or 0) <= dim]
+        has = {(dim if index.dim == present.dim else index.dim, index.method, index.storage): index for index in left}
+        wants = {(index.dim or dim, index.method, index.storage): index for index in wanted.indexes}
+        for index in present.indexes:
+            key = (dim if index.dim == present.dim else index.dim, index.method, index.storage)
+            if key not in wants or index not in left or _is_built_otherwise(index, wants[key]):
+                edit.first.append(_drop_index(place, replace(index, dim=None if index.dim == present.dim else index.dim)))
+                log.info("Detected removed index of embedding '%s'", place)
+        for key, index in wants.items():
+            if key not in has or _is_built_otherwise(has[key], index):
+                edit.last.append(_create_index(place, index))
+                log.info("Detected added index of embedding '%s'", place)
+
+
+@dataclass(frozen=True)
+class _Place:
+    schema: str | None
+    table: str
+    target: str
+
+    def __str__(self) -> str:
+        return ".".join(name for name in (self.schema, self.table, self.target) if name is not None)
+
+
+def _create(place: _Place, embedding: Embedding, column_stays: bool = False) -> CreateAutoEmbedding:
+    options = {name: value for name, value in vars(embedding).items() if name not in ("source", "target", "indexes")}
+    return CreateAutoEmbedding(place.table, embedding.source, place.target, schema=place.schema, column_stays=column_stays, **options)
+
+
+def _create_index(place: _Place, index: EmbeddingIndex, concurrently: bool = True) -> CreateEmbeddingIndex:
+    return CreateEmbeddingIndex(place.table, place.target, schema=place.schema, concurrently=concurrently, **vars(index))
+
+
+def _drop_index(place: _Place, index: EmbeddingIndex, concurrently: bool = True) -> DropEmbeddingIndex:
+    return DropEmbeddingIndex(place.table, place.target, schema=place.schema, concurrently=concurrently, **vars(index))
+
+
+def _written(embedding: Embedding) -> list[EmbeddingIndex]:
+    """A database's indexes as metadata would say them: those of all components without a number."""
+    return [replace(index, dim=None) if index.dim == embedding.dim else index for index in embedding.indexes]
+
+
+def _is_built_otherwise(present: EmbeddingIndex, wanted: EmbeddingIndex) -> bool:
+    return any(getattr(wanted, name) not in (None, getattr(present, name)) for name in ("m", "ef_construction", "lists"))
+
+
+def _without(items: Sequence[SchemaItem], columns: set[str]) -> list[SchemaItem]:
+    return [item for item in items if not (isinstance(item, Column) and item.name in columns)]

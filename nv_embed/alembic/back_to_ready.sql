@@ -1,0 +1,23 @@
+-- To before a cut-over: the vectors of before answer, and the re-embedding is under way again.
+DO $nv_embed$
+DECLARE
+    r record;
+BEGIN
+    SELECT s.id, s.state, s.to_model, s.to_dim, s.to_storage, s.rows_per_s INTO r
+    FROM nv_embed.reembedding_status AS s
+    WHERE s.relation = @relation@::regclass AND s.target = @target@ AND s.ended_at IS NULL;
+    IF r.state IS NULL THEN
+        RAISE EXCEPTION 'no re-embedding of % can be rolled back', @relation@
+            USING ERRCODE = '55000', DETAIL = 'It was finished, or never begun.', HINT = 'op.reembed() makes the vectors of before anew';
+    END IF;
+    IF r.state = 'live' THEN
+        PERFORM nv_embed.roll_back(r.id);
+        COMMIT;
+    END IF;
+    IF r.state IN ('live', 'rolled_back') THEN
+        PERFORM nv_embed.finish(r.id);
+        COMMIT;
+        PERFORM nv_embed.reembed(@relation@, @target@, r.to_model, r.to_dim, r.to_storage, r.rows_per_s);
+    END IF;
+END
+$nv_embed$
