@@ -6,5 +6,7 @@ In:  `embedded_column("{title}: {body}", dim=768)` on a model      Out: rows wri
 
 from nv_embed.sqlalchemy.column import Embedded, embedded_column
 from nv_embed.sqlalchemy.embedding import AutoEmbedding, Embedding, EmbeddingIndex, declared
+from nv_embed.sqlalchemy.search import search
+from nv_embed.sqlalchemy.session import embed_with
 
-__all__ = ["AutoEmbedding", "Embedded", "Embedding", "EmbeddingIndex", "declared", "embedded_column"]
+__all__ = ["AutoEmbedding", "Embedded", "Embedding", "EmbeddingIndex", "declared", "embed_with", "embedded_column", "search"]

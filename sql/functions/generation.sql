@@ -113,6 +113,62 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.live_generation(regclass, name) IS 'The generation that answers searches, or find_embedding''s error.';
 
+CREATE OR REPLACE FUNCTION nv_embed.refuse_ended(relation regclass) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RAISE EXCEPTION 'could not serialize access due to a re-embedding of %', nv_embed.qualified(relation)
+        USING ERRCODE = '40001', DETAIL = 'The vectors that this transaction''s snapshot has are not those that the column has now.', HINT = 'run the transaction again';
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.refuse_ended(regclass) IS 'Raises the error for a snapshot whose live generation is not where this transaction would look for it.';
+
+CREATE OR REPLACE FUNCTION nv_embed.named_generation(relation regclass, target name) RETURNS nv_embed.generation
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    g CONSTANT nv_embed.generation := nv_embed.live_generation(relation, target);
+BEGIN
+    IF g.chunks IS NULL AND g.target <> target THEN
+        PERFORM nv_embed.refuse_ended(relation);
+    END IF;
+    RETURN g;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.named_generation(regclass, name)
+    IS 'The generation that answers searches, for whoever reads or writes its column by name: an error where that name is another generation''s by now.';
+
+-- Each statement here has a snapshot of its own, unless the transaction has one: what is read after `hold` is how it stays.
+CREATE OR REPLACE FUNCTION nv_embed.hold_embedding(relation regclass, target name, is_by_name boolean DEFAULT true)
+RETURNS TABLE (mode text, session_mode text, truncate text, model text, revision text, dim int, storage text, literals text[], columns name[])
+LANGUAGE plpgsql VOLATILE ROWS 1
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    g nv_embed.generation;
+BEGIN
+    PERFORM nv_embed.hold(relation);
+    IF NOT EXISTS (SELECT FROM nv_embed.embedding AS e WHERE e.relation = hold_embedding.relation AND e.target = hold_embedding.target) THEN
+        RETURN;
+    END IF;
+    g := CASE WHEN is_by_name THEN nv_embed.named_generation(relation, target) ELSE nv_embed.live_generation(relation, target) END;
+    RETURN QUERY
+    SELECT e.mode, nv_embed.effective_mode(NULL), e.truncate, g.model, g.revision, g.dim, g.storage, t.literals, t.columns
+    FROM nv_embed.embedding AS e
+    CROSS JOIN LATERAL (
+        SELECT array_agg(coalesce(p.literal, '') ORDER BY p.place), array_agg(p.column_name ORDER BY p.place) FROM nv_embed.parse_template(e.source) AS p
+    ) AS t (literals, columns)
+    WHERE e.id = g.embedding;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.hold_embedding(regclass, name, boolean)
+    IS 'For programs that bring vectors along: what makes them, unchanged until the transaction ends. Nothing where the column is not auto-embedded.';
+
 CREATE OR REPLACE FUNCTION nv_embed.number_column(e nv_embed.embedding, g nv_embed.generation) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

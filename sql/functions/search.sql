@@ -256,18 +256,6 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.has_declared_pieces(regclass, nv_embed.generation) IS 'Whether a chunk table has the columns that it was made with.';
 
-CREATE OR REPLACE FUNCTION nv_embed.refuse_ended(relation regclass) RETURNS void
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RAISE EXCEPTION 'could not serialize access due to a re-embedding of %', nv_embed.qualified(relation)
-        USING ERRCODE = '40001', DETAIL = 'The vectors that this transaction''s snapshot has cannot be told from others any more.', HINT = 'run the transaction again';
-END
-$$;
-
-COMMENT ON FUNCTION nv_embed.refuse_ended(regclass) IS 'Raises the error for a search in a snapshot whose live generation is no more.';
-
 CREATE OR REPLACE FUNCTION nv_embed.find_searched(row_type regtype, target name, wanted_dim int, rescore boolean) RETURNS record
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
