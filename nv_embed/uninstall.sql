@@ -1,4 +1,4 @@
--- Removes the library install: the schema nv_embed, and the functions that users call. Declared tables would be left with triggers that call nothing.
+-- Removes the library install: the schema nv_embed, and the functions that users call. A table that is declared still would silently be embedded no longer.
 DO $nv_embed$
 DECLARE
     declared CONSTANT text := (

@@ -570,11 +570,11 @@ AS $$
 DECLARE
     until CONSTANT timestamptz := clock_timestamp() + patience;
 BEGIN
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'a % transaction cannot see what workers do', current_setting('transaction_isolation')
-            USING ERRCODE = '25001', HINT = 'do it in a read committed transaction';
-    END IF;
     WHILE nv_embed.waiting_before(generation, moment) > 0 AND clock_timestamp() < until LOOP
+        IF current_setting('transaction_isolation') <> 'read committed' THEN
+            RAISE EXCEPTION 'a % transaction cannot see what workers do', current_setting('transaction_isolation')
+                USING ERRCODE = '25001', HINT = 'do it in a read committed transaction';
+        END IF;
         PERFORM pg_sleep(0.02);
     END LOOP;
 END
@@ -597,9 +597,9 @@ DECLARE
 BEGIN
     IF e.mode = 'sync' AND nv_embed.waiting_before(to_generation, moment) <= few THEN
         PERFORM nv_embed.embed_queued(to_generation);
-    ELSE
-        PERFORM nv_embed.await_queue(to_generation, moment, patience);
     END IF;
+    -- In mode sync too: a worker may have some.
+    PERFORM nv_embed.await_queue(to_generation, moment, patience);
     -- What is refused anyway does not lock the table, nor embed a backlog under the lock.
     PERFORM nv_embed.check_covered(from_generation, to_generation, moment);
     PERFORM nv_embed.lock_briefly(e.relation, patience);

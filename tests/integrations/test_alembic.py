@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from conftest import Connection
 from installs import BOTH, Install
+from pgvector.sqlalchemy import HALFVEC
 from projects import Project
 from servers import Sidecar
-from sqlalchemy import Column, Index, Integer, MetaData, Table, Text
+from sqlalchemy import Column, Integer, MetaData, Table, Text
 from tables import described, differences
 from vectors import one
 from workers import working
@@ -38,12 +39,16 @@ def make(install: Install, own_database: str, tmp_path: Path) -> Make:
     return make_project
 
 
-def model(*columns: Any, source: str = "{title}: {body}", dim: int = 384, schema: str | None = None, **embedding: Any) -> MetaData:
-    """A table of documents that are embedded whole."""
+def model(*more: Any, schema: str | None = None, **embedding: Any) -> MetaData:
+    """A table of documents with a title and a body; embedded whole where it is said how."""
     metadata = MetaData()
-    vectors = Column("embedding", Embedded(source, dim=dim, **embedding))
-    Table("docs", metadata, Column("id", Integer, primary_key=True), Column("title", Text), Column("body", Text), vectors, *columns, schema=schema)
+    vectors = [Column("embedding", Embedded(**{"source": "{title}: {body}", "dim": 384, **embedding}))] if embedding else []
+    Table("docs", metadata, Column("id", Integer, primary_key=True), Column("title", Text), Column("body", Text), *vectors, *more, schema=schema)
     return metadata
+
+
+def pieces(**embedding: Any) -> AutoEmbedding:
+    return AutoEmbedding(Embedding(**{"source": "{body}", "target": "parts", "dim": 384, "chunk_tokens": 8, **embedding}))
 
 
 def evolve(project: Project, metadata: MetaData) -> str:
@@ -61,15 +66,131 @@ def goes_there_and_back(project: Project, db: Connection) -> None:
     project.downgrade("-1")
     assert differences(before, described(db)) == []
     project.upgrade()
-    assert project.diff() == []
     assert differences(after, described(db)) == []
     project.check()
 
 
 def test_a_new_table_comes_with_its_embedding_and_its_indexes(make: Make, db: Connection) -> None:
-    project = make(model(indexes=[EmbeddingIndex(), EmbeddingIndex(dim=384, storage="bit")]))
+    project = make(model(dim=384, indexes=[EmbeddingIndex(), EmbeddingIndex(dim=384, storage="bit")]))
     text = project.autogenerate()
     assert "op.create_auto_embedding('docs', '{title}: {body}', dim=384)" in text
     assert "HALFVEC" not in text
     goes_there_and_back(project, db)
     assert one(db, "SELECT count(*) FROM nv_embed.vector_indexes('docs')") == 2
+
+
+CHANGES = {
+    "an embedding for a table": (model(), model(dim=512, mode="async"), "create_auto_embedding('docs', '{title}: {body}', dim=512, mode='async')"),
+    "an index for an embedding": (model(dim=768), model(dim=768, indexes=[EmbeddingIndex(dim=384)]), "create_embedding_index('docs', dim=384)"),
+    "an index no longer": (model(dim=384, indexes=[EmbeddingIndex(m=8)]), model(dim=384), "drop_embedding_index('docs', m=8)"),
+    "another graph": (
+        model(dim=384, indexes=[EmbeddingIndex(m=8)]),
+        model(dim=384, indexes=[EmbeddingIndex(m=4)]),
+        "create_embedding_index('docs', m=4)",
+    ),
+    "mode": (model(dim=384, mode="async"), model(dim=384, mode="off"), "alter_auto_embedding('docs', mode='off', existing_mode='async')"),
+    "truncate": (model(dim=384), model(dim=384, truncate="END"), "alter_auto_embedding('docs', truncate='END', existing_truncate='NONE')"),
+    "source": (model(dim=384, indexes=[EmbeddingIndex()]), model(source="{body}", indexes=[EmbeddingIndex()]), "# What is embedded has changed"),
+    "source and columns": (
+        model(Column("lead", Text), source="{lead}"),
+        model(Column("intro", Text), source="{intro}"),
+        "create_auto_embedding('docs', '{intro}', dim=384",
+    ),
+    "an embedding no longer": (model(dim=384, indexes=[EmbeddingIndex()]), model(), "drop_auto_embedding("),
+    "vectors without an embedding": (model(dim=384), model(Column("embedding", HALFVEC(384))), "keep_vectors=True"),
+    "pieces": (model(), model(pieces()), "create_auto_embedding('docs', '{body}', 'parts', dim=384, chunk_tokens=8)"),
+    "longer pieces": (model(pieces()), model(pieces(chunk_tokens=9, chunk_overlap=2)), "chunk_tokens=9, chunk_overlap=2"),
+    "wider pieces": (model(pieces()), model(pieces(dim=512)), "# What is embedded has changed"),
+    "no more pieces": (model(pieces()), model(), "drop_auto_embedding("),
+    "no more table": (model(pieces(), dim=384, indexes=[EmbeddingIndex()]), MetaData(), "op.drop_table('docs')"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_the_model_becomes_a_revision_that_runs(make: Make, db: Connection, change: str) -> None:
+    before, after, expected = CHANGES[change]
+    project = make(before)
+    project.autogenerate()
+    project.upgrade()
+    assert expected in evolve(project, after)
+    goes_there_and_back(project, db)
+
+
+MOVES = {
+    "dimensions": (
+        model(dim=384, indexes=[EmbeddingIndex()]),
+        model(dim=512, indexes=[EmbeddingIndex()]),
+        "op.reembed('docs', dim=512, existing_dim=384)",
+    ),
+    "fewer dimensions": (model(dim=512), model(dim=384), "op.reembed('docs', dim=384, existing_dim=512)"),
+    "type": (model(dim=384), model(dim=384, storage="vector"), "op.reembed('docs', storage='vector', existing_storage='halfvec')"),
+    "dimensions and a prefix": (
+        model(dim=512, indexes=[EmbeddingIndex(dim=384), EmbeddingIndex()]),
+        model(dim=768, indexes=[EmbeddingIndex(dim=512)]),
+        "drop_embedding_index(",
+    ),
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_other_vectors_become_a_reembedding(make: Make, db: Connection, sidecar: Sidecar, move: str) -> None:
+    before, after, expected = MOVES[move]
+    project = make(before)
+    project.autogenerate()
+    project.upgrade()
+    db.execute("INSERT INTO docs SELECT n, 'title ' || n, 'body' FROM generate_series(1, 30) AS n")
+    with working(project.dsn, sidecar.address):
+        assert expected in evolve(project, after)
+        start = columns(db)
+        project.upgrade()
+        assert project.diff() == []
+        project.downgrade("-1")
+        assert columns(db) == start
+        project.upgrade()
+        project.check()
+        assert one(db, "SELECT nv_embed.wait('docs', timeout => '30 s')")
+    assert one(db, "SELECT count(embedding) FROM docs") == 30
+
+
+def columns(db: Connection) -> list[Any]:
+    return db.execute(
+        "SELECT attname, atttypmod FROM pg_attribute WHERE attrelid = 'docs'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attname"
+    ).fetchall()
+
+
+def test_a_database_without_rows_needs_no_worker(make: Make, db: Connection) -> None:
+    project = make(model(dim=384, indexes=[EmbeddingIndex()]))
+    project.autogenerate()
+    project.write("op.reembed('docs', dim=512, existing_dim=384)", "op.reembed('docs', dim=384, existing_dim=512)")
+    project.write("op.reembed('docs', dim=768, existing_dim=512)", "op.reembed('docs', dim=512, existing_dim=768)")
+    project.upgrade()
+    assert db.execute("SELECT dim, is_valid FROM nv_embed.vector_indexes('docs')").fetchall() == [(768, True)]
+    assert len(columns(db)) == 5  # the vectors of before are kept
+    project.write("op.finish_reembedding('docs')")
+    project.upgrade()
+    assert len(columns(db)) == 4
+    project.downgrade()
+    assert one(db, "SELECT to_regclass('docs') IS NULL AND NOT EXISTS (SELECT FROM nv_embed.embedding)")
+
+
+def test_nothing_is_said_while_a_reembedding_is_under_way(make: Make, db: Connection, sidecar: Sidecar) -> None:
+    project = make(model(dim=384, indexes=[EmbeddingIndex()]))
+    project.autogenerate()
+    project.upgrade()
+    db.execute("INSERT INTO docs VALUES (1, 'title', 'body')")
+    project.write("op.reembed('docs', dim=512, existing_dim=384, wait=False)", "op.reembed('docs', dim=384, existing_dim=512)")
+    project.upgrade()
+    assert project.diff() == []
+    with working(project.dsn, sidecar.address):
+        project.write("op.cut_over_reembedding('docs')", "op.roll_back_reembedding('docs')")
+        project.upgrade()
+        project.metadata = model(dim=512, indexes=[EmbeddingIndex()])
+        assert project.diff() == []
+        project.downgrade("-1")
+        assert one(db, "SELECT state FROM nv_embed.reembedding_status WHERE ended_at IS NULL") in ("planned", "backfilling", "indexing", "ready")
+        project.upgrade()
+        assert project.diff() == []
+        project.downgrade("r1")
+    project.metadata = model(dim=384, indexes=[EmbeddingIndex()])
+    assert project.diff() == []
+    assert len(columns(db)) == 4

@@ -3,19 +3,21 @@ Sessions that embed what they flush: one call, the right vectors, and what is le
 """
 
 import enum
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
+import psycopg
 import pytest
 import sqlalchemy
 from conftest import Connection
 from counting import Counter
 from installs import BOTH, Install
-from sqlalchemy import Computed, func, select, text
+from sqlalchemy import Computed, event, func, insert, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
-from vectors import cosine
-from workers import drain
+from vectors import cosine, one, parsed
+from workers import drain, working
 
 from nv_embed.client import Client
 from nv_embed.errors import InvalidInput, Overloaded
@@ -196,10 +198,130 @@ def test_what_cannot_be_told_here_is_left_to_the_database(maker: sessionmaker[Se
         session.commit()
         sent = [page for page in counter.pages if page == ["1 of mine"]]
         assert sent == counter.pages
-    drain(url.replace("+psycopg", ""), counter.address)
+    drain(plain(url), counter.address)
     with maker() as session:
         assert_right(session, client, Odd.of_default, func.concat(Odd.stamp, " ", Odd.body), 1)
         assert_right(session, client, Odd.of_number, func.concat(Odd.price, " ", Odd.body), 1)
         assert_right(session, client, Odd.of_enum, func.concat(Odd.kind, " ", Odd.body), 1)
         assert_right(session, client, Odd.of_generated, Odd.shout, 1)
         assert_right(session, client, Odd.of_key, func.concat(Odd.id, " ", Odd.body), 1)
+
+
+def test_a_row_that_an_event_rewrites_gets_the_vector_of_what_was_written(
+    maker: sessionmaker[Session], client: Client, url: str, counter: Counter
+) -> None:
+    def shout(mapper: Any, connection: Any, doc: Doc) -> None:
+        doc.body = doc.body.upper()
+
+    for name in ("before_insert", "before_update"):
+        event.listen(Doc, name, shout)
+    try:
+        with maker() as session:
+            session.add_all([Doc(id=1, body="quiet"), Doc(id=2, body="LOUD")])
+            session.commit()
+            drain(plain(url), counter.address)
+            assert_right(session, client, Doc.embedding, RENDERED, 2)
+            for doc in session.scalars(select(Doc)):
+                doc.body = "again"
+            session.commit()
+            drain(plain(url), counter.address)
+            assert_right(session, client, Doc.embedding, RENDERED, 2)
+    finally:
+        for name in ("before_insert", "before_update"):
+            event.remove(Doc, name, shout)
+
+
+def test_modes_say_who_embeds(maker: sessionmaker[Session], counter: Counter, client: Client, url: str) -> None:
+    with maker() as session:
+        session.add(Late(body="by the worker"))
+        session.commit()
+        session.execute(text("SET LOCAL nv_embed.mode = 'async'"))
+        session.add(Doc(body="deferred"))
+        session.commit()
+        assert session.scalars(text("SELECT count(*) FROM nv_embed.job")).all() == [2]
+        assert counter.pages == []
+        session.execute(text("SELECT nv_embed.alter_auto_embed('docs', mode => 'off')"))
+        session.add(Doc(body="switched off"))
+        session.commit()
+        assert counter.pages == []
+    drain(plain(url), counter.address)
+    with maker() as session:
+        assert_right(session, client, Late.embedding, Late.body, 1)
+        assert session.scalars(select(Doc.embedding.is_not(None)).order_by(Doc.id)).all() == [True, False]
+
+
+def test_what_no_flush_writes_is_left_to_the_database(maker: sessionmaker[Session], counter: Counter, client: Client, url: str) -> None:
+    with maker() as session:
+        session.execute(insert(Doc), [{"body": f"bulk {n}"} for n in range(20)])
+        session.execute(insert(Doc).values(body="one"))
+        session.commit()
+    drain(plain(url), counter.address)
+    with maker() as session:
+        assert_right(session, client, Doc.embedding, RENDERED, 21)
+
+
+def test_sessions_that_nobody_gave_a_sidecar_are_left_alone(engine: sqlalchemy.Engine, maker: sessionmaker[Session], counter: Counter) -> None:
+    with sessionmaker(engine)() as session:
+        session.execute(text("SET LOCAL nv_embed.mode = 'async'"))
+        session.add(Doc(body="text"))
+        session.commit()
+    assert counter.pages == []
+
+
+def test_a_cut_over_between_two_flushes_changes_the_model_and_one_within_waits(
+    maker: sessionmaker[Session], connect: Connect, client: Client, url: str, counter: Counter
+) -> None:
+    """The application goes on with metadata of before: what does not fit them any more is left to the database."""
+    db = connect()
+    with maker() as session, working(plain(url), counter.address):
+        session.add(Doc(id=1, body="before"))
+        session.commit()
+        ready(db, "dim => 512")
+        session.add(Doc(id=2, body="meanwhile"))
+        session.flush()
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            db.execute("SET lock_timeout = '100ms'; SELECT FROM docs; BEGIN; LOCK docs IN ACCESS EXCLUSIVE MODE")
+        db.execute("ROLLBACK")
+        session.commit()
+        db.execute("SELECT nv_embed.cut_over(id) FROM nv_embed.reembedding_status WHERE ended_at IS NULL")
+        session.add(Doc(id=3, body="after"))
+        session.commit()
+        assert one(db, "SELECT nv_embed.wait('docs', timeout => '30 s')")
+        found = db.execute("SELECT concat(title, E'\\n', body), embedding::text FROM docs ORDER BY id").fetchall()
+        for (_, stored), expected in zip(found, client.embed([told for told, _ in found], dim=512), strict=True):
+            assert cosine(parsed(stored), expected) > 0.999
+
+
+def test_a_flush_in_a_snapshot_from_before_a_cut_over_is_told_to_try_again(
+    engine: sqlalchemy.Engine, connect: Connect, counter: Counter, url: str
+) -> None:
+    db = connect()
+    with Session(engine.execution_options(isolation_level="REPEATABLE READ")) as session, working(plain(url), counter.address):
+        embed_with(session, counter.address)
+        session.add(Doc(id=1, body="text"))
+        session.commit()
+        ready(db, "storage => 'vector'")
+        session.scalars(select(Doc.id)).all()
+        session.connection().exec_driver_sql("SELECT 1")
+        session.commit()
+        session.scalar(text("SELECT 1"))
+        db.execute("SELECT nv_embed.cut_over(id) FROM nv_embed.reembedding_status WHERE ended_at IS NULL")
+        session.add(Doc(id=2, body="new"))
+        with pytest.raises(sqlalchemy.exc.OperationalError) as raised:
+            session.commit()
+        assert raised.value.orig.sqlstate == "40001"  # type: ignore[union-attr]
+        session.rollback()
+
+
+def ready(db: Connection, change: str) -> None:
+    """Bring a re-embedding of docs to where it can be cut over."""
+    id = one(db, f"SELECT nv_embed.reembed('docs', {change})")
+    deadline = time.monotonic() + 60
+    while one(db, "SELECT nv_embed.advance_reembedding(%s)", [id]) != "ready":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def plain(url: str) -> str:
+    """As psycopg reads it."""
+    return url.replace("+psycopg", "")
