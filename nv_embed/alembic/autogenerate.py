@@ -8,15 +8,24 @@ concurrently, or moves vectors, commits what was done before, so it goes first o
 In:  Alembic's operations      Out: the same, with ours among them
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import pgvector.sqlalchemy  # noqa: F401  # so that its types are known when a table is read
 from alembic.autogenerate import comparators
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import MigrateOperation
-from alembic.operations.ops import AddColumnOp, AlterColumnOp, CreateTableOp, DropColumnOp, DropIndexOp, DropTableOp, ModifyTableOps, UpgradeOps
+from alembic.operations.ops import (
+    AddColumnOp,
+    AlterColumnOp,
+    CreateTableOp,
+    DropColumnOp,
+    DropIndexOp,
+    DropTableOp,
+    ModifyTableOps,
+    UpgradeOps,
+)
 from alembic.util import DispatchPriority
 from sqlalchemy import Column
 from sqlalchemy import Table as MetadataTable
@@ -31,6 +40,8 @@ from nv_embed.alembic.watcher import log
 from nv_embed.sqlalchemy import Embedding, EmbeddingIndex, declared
 from nv_embed.sqlalchemy.embedding import KEY
 
+RenderItem = Callable[[str, Any, AutogenContext], str | Literal[False]]
+
 MADE_ANEW = "What is embedded has changed: searches find nothing here until the vectors are made anew."
 COMMITS = "Commits what was done before: best in a revision of its own."
 
@@ -40,6 +51,18 @@ def compare(context: AutogenContext, upgrade: UpgradeOps, schemas: set[str | Non
     assert context.connection is not None
     found = catalog.read(context.connection, context.connection.dialect.default_schema_name)
     _Comparison(context, upgrade, found, schemas).run()
+    context.opts["render_item"] = _importing(context.opts.get("render_item"))
+
+
+def _importing(render_item: RenderItem | None) -> RenderItem:
+    """Has a script that says a type of pgvector's import it, and leaves the saying to whoever says it now."""
+
+    def render(kind: str, item: Any, context: AutogenContext) -> str | Literal[False]:
+        if kind == "type" and type(item).__module__.startswith("pgvector."):
+            context.imports.add("import pgvector.sqlalchemy")
+        return False if render_item is None else render_item(kind, item, context)
+
+    return render
 
 
 @dataclass
@@ -67,7 +90,8 @@ class _Comparison:
 
     def run(self) -> None:
         self._forget_what_is_ours()
-        edits = [self._of_dropped(each) for each in self._upgrade.ops if isinstance(each, DropTableOp)]
+        dropped = [each for each in self._upgrade.ops if isinstance(each, DropTableOp)]
+        edits = [self._of_dropped(each) for each in dropped]
         for table in self._metadata.values():
             if self._is_compared(table):
                 edits.append(self._of_table(table))
@@ -115,10 +139,10 @@ class _Comparison:
         present = self._found.tables.get(key, Present())
         table = self._metadata.get(key)
         wanted = {} if table is None else declared(table)
-        named = set() if table is None else {str(index.name) for index in table.indexes}
+        named = set() if table is None else _index_names(table)
         columns = {target for target, each in [*present.embeddings.items(), *wanted.items()] if each.chunk_tokens is None}
         for each in modified.ops:
-            if isinstance(each, DropIndexOp) and each.index_name in (present.index_names | present.shadow_indexes) - named:
+            if isinstance(each, DropIndexOp) and each.index_name in (present.indexes.keys() | present.shadow_indexes) - named:
                 continue
             if isinstance(each, DropColumnOp) and (each.column_name in present.shadow_columns or each.column_name in present.embeddings):
                 continue
@@ -132,7 +156,7 @@ class _Comparison:
 
     def _of_dropped(self, dropped: DropTableOp) -> Edit:
         """They go before their table, and come back after it."""
-        embeddings = self._found.tables.get((dropped.schema, dropped.table_name), Present()).embeddings
+        embeddings = self._found.tables.get((dropped.schema, dropped.table_name), Present()).indexed()
         before: list[MigrateOperation] = []
         for embedding in embeddings.values():
             place = _Place(dropped.schema, dropped.table_name, embedding.target)
@@ -146,7 +170,7 @@ class _Comparison:
 
     def _of_table(self, table: MetadataTable) -> Edit:
         schema, name = key = self._named(table)
-        wanted, present = declared(table), self._found.tables.get(key, Present()).embeddings
+        wanted, present = declared(table), self._found.tables.get(key, Present()).indexed(but=_index_names(table))
         created = self._created.get(key)
         added = set() if created else self._take_added_columns(key, set(wanted) - set(present))
         edit = Edit()
@@ -251,6 +275,11 @@ class _Comparison:
             if key not in has or _is_built_otherwise(has[key], index):
                 edit.last.append(_create_index(place, index))
                 log.info("Detected added index of embedding '%s'", place)
+
+
+def _index_names(table: MetadataTable) -> set[str]:
+    """Of indexes that are a project's own: Alembic makes and compares them."""
+    return {str(index.name) for index in table.indexes}
 
 
 @dataclass(frozen=True)

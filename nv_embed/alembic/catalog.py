@@ -6,6 +6,7 @@ In:  a connection      Out: `Catalog`: embeddings by their tables, and what nv_e
 
 import re
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection, text
@@ -63,15 +64,23 @@ class Present:
     """A table's embeddings.
 
     Attributes:
-        embeddings: by their targets, with all that the database knows of them.
-        index_names: of all their indexes.
+        embeddings: by their targets, without indexes.
+        indexes: by their names, each with its target; None for one that is not complete.
         shadow_columns, shadow_indexes: of a re-embedding that has not ended.
     """
 
     embeddings: dict[str, Embedding] = field(default_factory=dict)
-    index_names: set[str] = field(default_factory=set)
+    indexes: dict[str, tuple[str, EmbeddingIndex | None]] = field(default_factory=dict)
     shadow_columns: set[str] = field(default_factory=set)
     shadow_indexes: set[str] = field(default_factory=set)
+
+    def indexed(self, but: Collection[str] = ()) -> dict[str, Embedding]:
+        """The embeddings with their indexes, but for those of these names."""
+        complete = [(target, index) for name, (target, index) in self.indexes.items() if index is not None and name not in but]
+        return {
+            target: replace(embedding, indexes=tuple(index for of, index in complete if of == target))
+            for target, embedding in self.embeddings.items()
+        }
 
 
 @dataclass
@@ -96,16 +105,12 @@ def read(connection: Connection, default_schema: str | None) -> Catalog:
             catalog.chunks.add(named(chunk_schema, chunks))
     for schema, table, target, name, dim, method, storage, options, is_valid, is_partial in connection.execute(INDEXES):
         if not is_partial:
-            present = catalog.tables[named(schema, table)]
-            present.index_names.add(name)
-            if is_valid:
-                embedding = present.embeddings[target]
-                index = EmbeddingIndex(dim, method, storage, **_options(options or ""))
-                present.embeddings[target] = replace(embedding, indexes=(*embedding.indexes, index))
-    for schema, table, column, index in connection.execute(SHADOWS):
+            index = EmbeddingIndex(dim, method, storage, **_options(options or ""))
+            catalog.tables[named(schema, table)].indexes[name] = (target, index if is_valid else None)
+    for schema, table, column, shadow_index in connection.execute(SHADOWS):
         present = catalog.tables[named(schema, table)]
         present.shadow_columns.add(column)
-        present.shadow_indexes |= {index} - {None}
+        present.shadow_indexes |= {shadow_index} - {None}
     return catalog
 
 

