@@ -16,9 +16,9 @@ from sqlalchemy.sql.base import SchemaEventTarget
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from nv_embed.errors import InvalidInput
-from nv_embed.sqlalchemy import vector
 from nv_embed.sqlalchemy.embedding import Embedding, EmbeddingIndex, declare
 from nv_embed.sqlalchemy.question import asked
+from nv_embed.sqlalchemy.vector import read, written
 
 STORAGES: dict[str, Callable[[int | None], TypeEngine[Any]]] = {"halfvec": HALFVEC, "vector": VECTOR}
 
@@ -58,10 +58,10 @@ class Embedded(TypeDecorator[list[float]]):
         return dialect.type_descriptor(STORAGES[self.embedding.storage](self.dim))
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], str | None]:  # noqa: ARG002
-        return vector.written
+        return written
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], list[float] | None]:  # noqa: ARG002
-        return vector.read
+        return read
 
     class Comparator(TypeDecorator.Comparator[list[float]]):
         """What an attribute or a column of this type can do beside pgvector's own `cosine_distance` and the like."""
@@ -82,7 +82,9 @@ class Embedded(TypeDecorator[list[float]]):
             if not 1 <= width <= kind.dim:
                 raise InvalidInput(f"{width} is not a number of dimensions of {column}", hint=f"it has {kind.dim}")
             stored = _known(storage or (kind.embedding.storage if width == kind.dim else "halfvec"))
-            return _prefix(column, kind, width, stored).op("<=>", return_type=Float())(_prefix(asked(column, question), kind, width, stored))
+            # As wide as the live vectors are: metadata may be older.
+            vector = cast(asked(column, question), STORAGES[kind.embedding.storage](None))
+            return _prefix(column, kind, width, stored).op("<=>", return_type=Float())(_prefix(vector, kind, width, stored))
 
     comparator_factory = Comparator
 

@@ -20,6 +20,7 @@ from typing import Any
 from sqlalchemy import CHAR, Column, Enum, Integer, String, Table, Uuid, inspect, select, tuple_, update
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.attributes import set_attribute, set_committed_value
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from nv_embed.errors import EmbedError
 from nv_embed.sqlalchemy.column import Embedded
@@ -217,13 +218,21 @@ def _is_filled_in(column: Column[Any]) -> bool:
 
 def _text(value: Any, column: Column[Any]) -> str | None:
     """A value as Postgres writes it, for the types for which that is plain."""
+    kind = _plain(column.type)
     if value is None:
         return ""
-    if type(value) is str and isinstance(column.type, String) and not isinstance(column.type, CHAR | Enum):
+    if type(value) is str and isinstance(kind, String) and not isinstance(kind, CHAR | Enum):
         return value
-    if (type(value) is int and isinstance(column.type, Integer)) or (isinstance(value, uuid.UUID) and isinstance(column.type, Uuid)):
+    if (type(value) is int and isinstance(kind, Integer)) or (isinstance(value, uuid.UUID) and isinstance(kind, Uuid)):
         return str(value)
     return None
+
+
+def _plain(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    """The type that a decorated one is written as, where the decoration does not change what is written."""
+    if isinstance(kind, TypeDecorator) and type(kind).process_bind_param is TypeDecorator.process_bind_param and not kind._has_bind_expression:
+        return kind.impl_instance
+    return kind
 
 
 def _embedded(held: Held, found: Sequence[tuple[Row, str]], call: Embed) -> Iterator[tuple[Row, list[float]]]:

@@ -64,11 +64,11 @@ class VectorText(VECTOR):
 
 
 def asked(column: ColumnElement[Any], question: str | Sequence[float]) -> ColumnElement[Any]:
-    """The vector of a question, to be compared with a column's, in the column's own type."""
+    """The vector of a question, to be compared with a column's; of type vector, as wide as it is."""
     if not isinstance(question, str):
-        return literal(question, column.type)
+        return cast(literal(question, VectorText()), VECTOR())
     table, target = _place(column)
-    return cast(embedded(Question(question, relation_name(table), target, is_by_name=True)), column.type)
+    return embedded(Question(question, relation_name(table), target, is_by_name=True))
 
 
 def embedded(question: Question) -> ColumnElement[Any]:

@@ -71,7 +71,10 @@ def search(
     """
     mapper: Mapper[T] = inspect(entity)
     table, name = _find(mapper, target)
-    vector = embedded(Question(question, relation_name(table), name, False)) if isinstance(question, str) else literal(question, VectorText())
+    if isinstance(question, str):
+        vector = embedded(Question(question, relation_name(table), name, is_by_name=False))
+    else:
+        vector = sqlalchemy.cast(literal(question, VectorText()), VectorText())
     settings: dict[str, ColumnElement[Any]] = {
         "k": literal(k),
         "target": literal(name),
@@ -176,6 +179,8 @@ def _typed(value: BindParameter[Any]) -> ColumnElement[Any]:
     """As an argument of `format`, which takes any type, but one that is known."""
     if isinstance(value.type, NullType | String) and not isinstance(value.type, Enum):
         return sqlalchemy.cast(value, Text())
+    if value.type.dialect_impl(_FilterDialect()).render_bind_cast:
+        return value
     return sqlalchemy.cast(value, value.type)
 
 
