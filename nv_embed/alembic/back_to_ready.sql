@@ -7,10 +7,8 @@ BEGIN
     FROM nv_embed.reembedding_status AS s
     WHERE s.relation = @relation@::regclass AND s.target = @target@ AND s.ended_at IS NULL;
     IF r.state IS NULL THEN
-        RAISE EXCEPTION 'no re-embedding of % can be rolled back', @relation@
-            USING ERRCODE = '55000', DETAIL = 'It was finished, or never begun.', HINT = 'op.reembed() makes the vectors of before anew';
-    END IF;
-    IF r.state = 'live' THEN
+        RAISE NOTICE 'the re-embedding of % was finished: what takes back its beginning makes the vectors of before anew', @relation@;
+    ELSIF r.state = 'live' THEN
         PERFORM nv_embed.roll_back(r.id);
         COMMIT;
     END IF;

@@ -18,11 +18,14 @@ from nv_embed.alembic import session
 from nv_embed.alembic.operation import TableOperation, connected, literal, run, run_each
 from nv_embed.alembic.watcher import Lines, log
 
-OPEN = "FROM nv_embed.reembedding_status AS r WHERE r.relation = @relation@::regclass AND r.target = @target@ AND r.ended_at IS NULL"
+ALL = "FROM nv_embed.reembedding_status AS r WHERE r.relation = @relation@::regclass AND r.target = @target@"
+OPEN = f"{ALL} AND r.ended_at IS NULL"
 CUT_OVER = f"SELECT nv_embed.cut_over(r.id) {OPEN} AND r.state NOT IN ('live', 'rolled_back')"
 INDEX_STEPS = f"SELECT nv_embed.reembedding_index_steps(r.id) {OPEN} AND r.state = 'indexing'"
 FINISH = f"SELECT nv_embed.finish(r.id) {OPEN} AND r.state IN ('live', 'rolled_back')"
-IS_OPEN = f"SELECT EXISTS (SELECT {OPEN})"
+LAST = (
+    "SELECT r.state FROM nv_embed.reembedding_status AS r WHERE r.relation = @relation@::regclass AND r.target = @target@ ORDER BY r.id DESC LIMIT 1"
+)
 
 
 @Operations.register_operation("reembed")
@@ -153,8 +156,8 @@ class CutOverReembedding(TableOperation):
 @Operations.implementation_for(CutOverReembedding)
 def cut_over(operations: Operations, operation: CutOverReembedding) -> None:
     with operations.get_context().autocommit_block():
-        if not operations.get_context().as_sql and not connected(operations).exec_driver_sql(_filled(IS_OPEN, operation)).scalar_one():
-            raise CommandError(f"no re-embedding of {operation.relation} is under way: an earlier revision needs op.reembed(…, wait=False)")
+        if not operations.get_context().as_sql:
+            _check_under_way(operations, operation)
         _wait(operations, operation)
         run(operations, _filled(CUT_OVER, operation))
 
@@ -176,8 +179,7 @@ class RollBackReembedding(TableOperation):
     def roll_back_reembedding(cls, operations: Operations, table: str, target: str = "embedding", *, schema: str | None = None) -> None:
         """The way back of `cut_over_reembedding`: the vectors of before answer, with all that was written since, and the re-embedding begins anew.
 
-        Raises:
-            DBAPIError: it was finished. Then `op.reembed` makes the vectors of before anew.
+        One that was finished stays so: the way back of the `op.reembed` that began it makes the vectors of before anew.
         """
         operations.invoke(cls(table, target, schema=schema))
 
@@ -212,6 +214,12 @@ class FinishReembedding(TableOperation):
 @Operations.implementation_for(FinishReembedding)
 def finish(operations: Operations, operation: FinishReembedding) -> None:
     run(operations, _filled(FINISH, operation))
+
+
+def _check_under_way(operations: Operations, operation: TableOperation) -> None:
+    """Or cut over already."""
+    if connected(operations).exec_driver_sql(_filled(LAST, operation)).scalar() in (None, "cancelled", "rolled_back"):
+        raise CommandError(f"no re-embedding of {operation.relation} is under way: an earlier revision needs op.reembed(…, wait=False)")
 
 
 def _wait(operations: Operations, operation: TableOperation) -> None:

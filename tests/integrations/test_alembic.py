@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from conftest import Connection
-from installs import BOTH, Install
+from installs import BOTH, EXTENSION, Install
 from pgvector.sqlalchemy import HALFVEC
 from projects import Project
 from servers import Sidecar
-from sqlalchemy import Column, Integer, MetaData, Table, Text
+from sqlalchemy import Column, Integer, MetaData, Table, Text, create_engine
+from sqlalchemy.pool import NullPool
 from tables import described, differences
 from vectors import one
 from workers import working
@@ -194,3 +195,94 @@ def test_nothing_is_said_while_a_reembedding_is_under_way(make: Make, db: Connec
     project.metadata = model(dim=384, indexes=[EmbeddingIndex()])
     assert project.diff() == []
     assert len(columns(db)) == 4
+
+
+def test_schemas_of_others_are_left_alone(make: Make, db: Connection) -> None:
+    db.execute("CREATE SCHEMA shelf")
+    shelf = {"schema": "shelf", "dim": 384, "indexes": [EmbeddingIndex()]}
+    project = make(model(pieces(), **shelf), include_schemas=True, version_table_schema="shelf")
+    assert "op.create_auto_embedding('docs', '{title}: {body}', schema='shelf', dim=384)" in project.autogenerate()
+    goes_there_and_back(project, db)
+    assert "op.drop_embedding_index('docs', schema='shelf')" in evolve(project, model(pieces(), schema="shelf", dim=384))
+    goes_there_and_back(project, db)
+    assert "op.drop_table('docs', schema='shelf')" in evolve(project, MetaData())
+    goes_there_and_back(project, db)
+
+
+def test_what_env_py_leaves_out_is_left_alone(make: Make, db: Connection) -> None:
+    project = make(model(pieces(), dim=384))
+    project.autogenerate()
+    project.upgrade()
+    project.metadata = model(dim=512)
+    project.options = {"include_object": lambda item, name, kind, reflected, other: name != "docs"}
+    assert project.diff() == []
+
+
+def test_types_are_compared_and_other_changes_of_the_column_said(make: Make, db: Connection) -> None:
+    project = make(model(dim=384), compare_type=True)
+    project.autogenerate()
+    goes_there_and_back(project, db)
+    db.execute("COMMENT ON COLUMN docs.embedding IS 'by meaning'")
+    assert [diff[0] for (diff,) in project.diff()] == ["modify_comment"]
+
+
+def test_the_model_may_be_named_in_short_or_not_at_all(make: Make, db: Connection) -> None:
+    project = make(model(dim=384, model="fake"))
+    project.autogenerate()
+    project.upgrade()
+    for same in (model(dim=384), model(dim=384, model="fake"), model(dim=None, model="fake"), model(dim=384, mode=None)):
+        project.metadata = same
+        assert project.diff() == []
+
+
+def test_one_that_came_by_sql_is_known(make: Make, db: Connection) -> None:
+    db.execute("CREATE TABLE docs (id int PRIMARY KEY, title text, body text)")
+    db.execute("SELECT nv_embed.auto_embed('docs', '{title}: {body}', dim => 384)")
+    db.execute(one(db, "SELECT nv_embed.create_index_sql('docs', concurrently => false)"))
+    project = make(model(dim=384, indexes=[EmbeddingIndex()]))
+    assert project.diff() == []
+
+
+def test_create_all_leaves_nothing_to_say(make: Make, db: Connection) -> None:
+    metadata = model(pieces(), dim=384, indexes=[EmbeddingIndex(m=8)])
+    project = make(metadata)
+    metadata.create_all(create_engine(project.url, poolclass=NullPool))
+    assert project.diff() == []
+
+
+def test_a_column_that_is_there_is_taken_over_and_given_back(make: Make, db: Connection) -> None:
+    project = make(model(Column("embedding", HALFVEC(384))))
+    assert "import pgvector.sqlalchemy" in project.autogenerate()
+    project.upgrade()
+    assert "op.create_auto_embedding(" in evolve(project, model(dim=384))
+    goes_there_and_back(project, db)
+    project.downgrade("-1")
+    assert len(columns(db)) == 4
+
+
+def test_an_index_of_a_partitioned_table_is_built_by_its_partitions(make: Make, db: Connection) -> None:
+    db.execute("CREATE TABLE docs (id int PRIMARY KEY, title text, body text) PARTITION BY RANGE (id)")
+    db.execute(
+        "CREATE TABLE docs_1 PARTITION OF docs FOR VALUES FROM (1) TO (10); CREATE TABLE docs_2 PARTITION OF docs FOR VALUES FROM (10) TO (20)"
+    )
+    project = make(MetaData())
+    project.write("op.create_auto_embedding('docs', '{body}', dim=384)", "op.drop_auto_embedding('docs')")
+    project.write("op.create_embedding_index('docs')", "op.drop_embedding_index('docs')")
+    before = described(db)
+    project.upgrade()
+    assert one(db, "SELECT count(*) FROM pg_index WHERE indisvalid AND indexrelid::regclass::text LIKE '%halfvec_hnsw'") == 3
+    project.upgrade()
+    project.downgrade()
+    assert differences(before, described(db)) == []
+
+
+@EXTENSION  # whose owner may write to pg_index
+def test_a_half_built_index_is_built_anew(make: Make, db: Connection) -> None:
+    project = make(model(dim=384))
+    project.autogenerate()
+    project.upgrade()
+    db.execute(one(db, "SELECT nv_embed.create_index_sql('docs')"))
+    db.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'docs_embedding_384_halfvec_hnsw'::regclass")
+    assert "op.create_embedding_index('docs')" in evolve(project, model(dim=384, indexes=[EmbeddingIndex()]))
+    project.upgrade()
+    assert db.execute("SELECT index::text, is_valid FROM nv_embed.vector_indexes('docs')").fetchall() == [("docs_embedding_384_halfvec_hnsw", True)]
