@@ -32,7 +32,7 @@ MINE = "n.nspname NOT LIKE 'pg\\_%' AND n.nspname NOT IN ('information_schema', 
 def described(connection: "psycopg.Connection[tuple[str, str]]") -> dict[str, str]:
     """Descriptions by kind and name."""
     rows = connection.execute(QUERY.format(mine=MINE).encode()).fetchall()
-    return {_numberless(name): _numberless(text) for name, text in rows if "alembic_version" not in name}
+    return {_numberless(name): _numberless(text) for name, text in rows if "_version" not in name}
 
 
 def differences(first: dict[str, str], second: dict[str, str]) -> list[str]:
