@@ -1,7 +1,7 @@
 """
 Questions in statements.
 
-A question's vector is a scalar of the statement: `coalesce(VECTOR, (SELECT nv_embed_query(QUESTION, 'docs')))`. The database embeds the question,
+A question's vector is a scalar of the statement: `coalesce(VECTOR, (SELECT embed_searched(QUESTION, 'docs')))`. The database embeds the question,
 once a statement, unless the session has a sidecar of its own (`session.py`): then the vector comes with the parameters. The statement is the same
 either way, and an index's order can be read by it.
 
@@ -73,12 +73,8 @@ def asked(column: ColumnElement[Any], question: str | Sequence[float]) -> Column
 
 def embedded(question: Question) -> ColumnElement[Any]:
     """The vector of a question, of type vector."""
-    text, relation = literal(question.text, String()), cast(literal(question.relation, String()), REGCLASS)
-    call = (
-        func.nv_embed_query(text, relation, None, question.target)
-        if question.is_by_name
-        else func.nv_embed.embed_searched(text, relation, question.target)
-    )
+    relation = cast(literal(question.relation, String()), REGCLASS)
+    call = func.nv_embed.embed_searched(literal(question.text, String()), relation, question.target, question.is_by_name)
     return func.coalesce(cast(Answer(question), VECTOR()), select(call).scalar_subquery(), type_=VECTOR())
 
 

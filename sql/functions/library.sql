@@ -57,7 +57,7 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.embed_chunks(text[], int, int, int, text, text) IS 'Raises the error of check_sync; in the extension it cuts texts and embeds the pieces.';
 
-CREATE OR REPLACE FUNCTION nv_embed.embed_searched(query text, relation regclass, target name) RETURNS vector
+CREATE OR REPLACE FUNCTION nv_embed.embed_searched(query text, relation regclass, target name, is_by_name boolean DEFAULT false) RETURNS vector
 LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -67,18 +67,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.embed_searched(text, regclass, name) IS 'Raises an error; in the extension it embeds the question of a search.';
-
-CREATE OR REPLACE FUNCTION @extschema@.nv_embed_query(query text, relation regclass, dim int DEFAULT NULL, target name DEFAULT 'embedding') RETURNS vector
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN nv_embed.embed_searched(query, relation, target);
-END
-$$;
-
-COMMENT ON FUNCTION @extschema@.nv_embed_query(text, regclass, int, name) IS 'Raises an error; in the extension it embeds a question.';
+COMMENT ON FUNCTION nv_embed.embed_searched(text, regclass, name, boolean) IS 'Raises an error; in the extension it embeds the question of a search.';
 
 CREATE OR REPLACE FUNCTION nv_embed.find_model(model text) RETURNS nv_embed.model
 LANGUAGE plpgsql STABLE

@@ -14,19 +14,21 @@ $$;
 COMMENT ON FUNCTION @extschema@.nv_embed_query(text, regclass, int, name)
     IS 'The vector of a question by the model that made this embedding''s live vectors, to be compared with those of the column of this name.';
 
-CREATE OR REPLACE FUNCTION nv_embed.embed_searched(query text, relation regclass, target name) RETURNS vector
+CREATE OR REPLACE FUNCTION nv_embed.embed_searched(query text, relation regclass, target name, is_by_name boolean DEFAULT false) RETURNS vector
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE COST 100000
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    g CONSTANT nv_embed.generation := nv_embed.live_generation(relation, target);
+    g CONSTANT nv_embed.generation := CASE
+        WHEN is_by_name THEN nv_embed.named_generation(relation, target) ELSE nv_embed.live_generation(relation, target)
+    END;
 BEGIN
     RETURN nv_embed.embed_question(query, g.dim, g.model, g.revision);
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.embed_searched(text, regclass, name)
-    IS 'The vector of a question for nv_search, which finds the column of the generation that its snapshot has; an error in the library install.';
+COMMENT ON FUNCTION nv_embed.embed_searched(text, regclass, name, boolean)
+    IS 'The vector of a question for nv_search, or to be compared with the column of this name; an error in the library install.';
 
 CREATE OR REPLACE FUNCTION @extschema@.nv_search(
     relation anyelement, query text, k int DEFAULT 10, target name DEFAULT 'embedding', dim int DEFAULT NULL, rescore boolean DEFAULT true,

@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy
 from servers import shared_folder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -29,10 +30,12 @@ class Reader:
     Attributes:
         env: an environment with a home of its own for the private servers.
         answers: what every SQL query answered, in order.
+        names: what Python has defined so far.
     """
 
     env: dict[str, str]
     answers: list[list[Any]] = field(default_factory=list)
+    names: dict[str, Any] = field(default_factory=dict)
 
     def run(self, command: str) -> str:
         done = subprocess.run(
@@ -61,7 +64,8 @@ class Reader:
 
     def python(self, block: str) -> None:
         status = json.loads(self.run(f"{PROGRAMS}/nv-embed status --json"))
-        exec(compile(block, "quickstart", "exec"), {"ENDPOINT": status["endpoint"]})
+        self.names.update(ENDPOINT=status["endpoint"], DSN=status["dsn"], __name__="page")
+        exec(compile(block, "page", "exec"), self.names)
 
 
 @pytest.fixture
@@ -72,6 +76,9 @@ def reader() -> Iterator[Reader]:
         person = Reader({**env, "NV_EMBED_HOME": str(folder / "home")})
         person.run(f"{PROGRAMS}/nv-embed up")
         yield person
+        for engine in person.names.values():
+            if isinstance(engine, sqlalchemy.Engine):
+                engine.dispose()
         person.run(f"{PROGRAMS}/nv-embed down --delete-data")
 
 
@@ -88,6 +95,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
         ("docs/search.md", ["Dynamo", "Bread", "Violin", "Dynamo", "Violin"]),
         ("docs/evaluation.md", []),
         ("docs/reembedding.md", ["backfilling", "Violin", "Bread"]),
+        ("docs/sqlalchemy.md", []),
         ("docs/operations.md", ["all-MiniLM-L6-v2", True, "all-MiniLM-L6-v2", 256, 1, "manuals"]),
     ],
 )

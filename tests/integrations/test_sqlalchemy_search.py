@@ -314,7 +314,7 @@ class Doc(Base):
     embedding: Mapped[list[float] | None] = embedded_column("{id}", dim=384, indexes=[EmbeddingIndex(256)])
 
 def ask(session: Session) -> None:
-    for doc, score in session.execute(search(Doc, "question", k=5).where(Doc.id > 3)).tuples():
+    for doc, score in session.execute(search(Doc, "question", k=5).where(Doc.id > 3)):
         reveal_type(doc)
         reveal_type(score)
     reveal_type(search(Doc, [0.1]))

@@ -376,3 +376,34 @@ def test_readers_and_writers_go_through_cut_overs_unharmed(
         assert min(hits) > 5
         assert one(db, "SELECT nv_embed.wait('docs', timeout => '30 s')")
     assert right(db, client, 512) == one(db, "SELECT count(*) FROM docs")
+
+
+@EXTENSION
+def test_a_query_of_ones_own_in_a_snapshot_from_before_a_cut_over_is_told_to_try_again(
+    db: Connection, connect: Callable[..., Connection], dsn: str, sidecar: Sidecar
+) -> None:
+    """The column's name is the new vectors' already, and the question would be embedded by the model of the old ones."""
+    declare(db)
+    drain(dsn, sidecar.address)
+    id = reembed(db, dim=512)
+    with working(dsn, sidecar.address):
+        advance(db, id)
+    query = b"SELECT id FROM docs ORDER BY embedding <=> nv_embed_query('body 9', 'docs'::regclass)::halfvec LIMIT 1"
+    reader, late = connect(), connect()
+    assert reader.execute(query).fetchone() is not None
+    for each in (reader, late):
+        each.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class LIMIT 1")
+    db.execute("SELECT nv_embed.cut_over(%s)", [id])
+    with pytest.raises(psycopg.errors.SerializationFailure, match="re-embedding of public"):
+        reader.execute(query)
+    reader.execute("ROLLBACK")
+    assert reader.execute(query).fetchone() is not None
+    with pytest.raises(psycopg.errors.SerializationFailure, match="re-embedding of public"):
+        late.execute("SELECT * FROM nv_embed.hold_embedding('docs', 'embedding')")
+    late.execute("ROLLBACK; BEGIN")
+    held = "SELECT model, dim, columns FROM nv_embed.hold_embedding('docs', 'embedding')"
+    assert late.execute(held).fetchone() == ("fake", 512, ["body"])
+    with pytest.raises(psycopg.errors.LockNotAvailable), db.transaction():
+        db.execute("SET LOCAL lock_timeout = '50ms'; LOCK docs IN ACCESS EXCLUSIVE MODE")
+    late.execute("ROLLBACK")
+    assert late.execute("SELECT * FROM nv_embed.hold_embedding('docs', 'other')").fetchall() == []
