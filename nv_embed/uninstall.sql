@@ -4,18 +4,16 @@ DECLARE
     declared CONSTANT text := (
         SELECT string_agg(DISTINCT c.oid::regclass::text, ', ') FROM nv_embed.embedding AS e JOIN pg_class AS c ON c.oid = e.relation
     );
-    found regprocedure;
+    called CONSTANT text := (
+        SELECT string_agg(p.oid::regprocedure::text, ', ') FROM pg_proc AS p JOIN nv_embed.installation AS i ON p.pronamespace = quote_ident(i.schema)::regnamespace
+        WHERE p.proname IN (@names@)
+    );
 BEGIN
     IF declared IS NOT NULL THEN
         RAISE EXCEPTION 'tables are embedded still: %', declared
             USING ERRCODE = '2BP01', HINT = 'nv_embed.drop_auto_embed() first, or op.drop_auto_embedding() in an earlier revision';
     END IF;
-    FOR found IN
-        SELECT p.oid FROM pg_proc AS p JOIN nv_embed.installation AS i ON p.pronamespace = quote_ident(i.schema)::regnamespace
-        WHERE p.proname IN (@names@)
-    LOOP
-        EXECUTE format('DROP FUNCTION %s CASCADE', found);
-    END LOOP;
     DROP SCHEMA nv_embed CASCADE;
+    EXECUTE 'DROP FUNCTION IF EXISTS ' || called;
 END
 $nv_embed$

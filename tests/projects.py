@@ -61,8 +61,11 @@ def downgrade():
 
 @dataclass
 class Project:
-    """Attributes:
-    options: for `context.configure`.
+    """A folder of Alembic's.
+
+    Attributes:
+        options: for `context.configure`.
+        driver: SQLAlchemy's name of it.
     """
 
     folder: Path
@@ -70,6 +73,7 @@ class Project:
     metadata: MetaData
     options: dict[str, Any] = field(default_factory=dict)
     revisions: list[str] = field(default_factory=list)
+    driver: str = "psycopg"
 
     def __post_init__(self) -> None:
         (self.folder / "versions").mkdir(parents=True)
@@ -79,7 +83,7 @@ class Project:
 
     @property
     def url(self) -> str:
-        return self.dsn.replace("postgresql://", "postgresql+psycopg://", 1)
+        return self.dsn.replace("postgresql://", f"postgresql+{self.driver}://", 1)
 
     def config(self, output: StringIO | None = None) -> Config:
         config = Config(output_buffer=output) if output is not None else Config()

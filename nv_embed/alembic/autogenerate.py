@@ -85,8 +85,8 @@ class _Comparison:
         self._upgrade = upgrade
         self._found = found
         self._schemas = schemas
-        self._metadata = {self._named(table): table for table in context.sorted_tables}
-        self._created = {(each.schema, each.table_name): each for each in upgrade.ops if isinstance(each, CreateTableOp)}
+        self._metadata = {self._key(table.schema, table.name): table for table in context.sorted_tables}
+        self._created = {self._key(each.schema, each.table_name): each for each in upgrade.ops if isinstance(each, CreateTableOp)}
 
     def run(self) -> None:
         self._forget_what_is_ours()
@@ -100,17 +100,13 @@ class _Comparison:
         self._upgrade.ops[:0] = [each for edit in edits for each in edit.first]
         self._upgrade.ops += [each for edit in edits for each in edit.last]
 
-    def _named(self, table: MetadataTable) -> Table:
-        return (None if table.schema == self._default_schema else table.schema, table.name)
-
-    @property
-    def _default_schema(self) -> str | None:
+    def _key(self, schema: str | None, name: str) -> Table:
         assert self._context.connection is not None
-        return self._context.connection.dialect.default_schema_name
+        return (None if schema == self._context.connection.dialect.default_schema_name else schema, name)
 
     def _is_compared(self, table: MetadataTable) -> bool:
         """Whether Alembic has compared it too: a project may leave schemas and tables out."""
-        schema, name = self._named(table)
+        schema, name = self._key(table.schema, table.name)
         return (
             schema in self._schemas
             and self._context.run_name_filters(name, "table", {"schema_name": schema})
@@ -122,7 +118,7 @@ class _Comparison:
     def _forget_what_is_ours(self) -> None:
         kept = []
         for each in self._upgrade.ops:
-            if isinstance(each, DropTableOp | ModifyTableOps) and self._is_ours((each.schema, each.table_name)):
+            if isinstance(each, DropTableOp | ModifyTableOps) and self._is_ours(self._key(each.schema, each.table_name)):
                 continue
             if isinstance(each, ModifyTableOps):
                 each.ops = list(self._modifications(each))
@@ -135,18 +131,18 @@ class _Comparison:
         return table not in self._metadata and (table[0] == catalog.SCHEMA or table in self._found.chunks)
 
     def _modifications(self, modified: ModifyTableOps) -> Iterator[MigrateOperation]:
-        key = (modified.schema, modified.table_name)
+        key = self._key(modified.schema, modified.table_name)
         present = self._found.tables.get(key, Present())
         table = self._metadata.get(key)
         wanted = {} if table is None else declared(table)
         named = set() if table is None else _index_names(table)
-        columns = {target for target, each in [*present.embeddings.items(), *wanted.items()] if each.chunk_tokens is None}
+        dropped_with_them = present.shadow_columns | _columns(present.embeddings)
         for each in modified.ops:
             if isinstance(each, DropIndexOp) and each.index_name in (present.indexes.keys() | present.shadow_indexes) - named:
                 continue
-            if isinstance(each, DropColumnOp) and (each.column_name in present.shadow_columns or each.column_name in present.embeddings):
+            if isinstance(each, DropColumnOp) and each.column_name in dropped_with_them:
                 continue
-            if isinstance(each, AlterColumnOp) and each.column_name in columns:
+            if isinstance(each, AlterColumnOp) and each.column_name in _columns(wanted):
                 each.modify_type = None
                 if not each.has_changes():
                     continue
@@ -156,7 +152,8 @@ class _Comparison:
 
     def _of_dropped(self, dropped: DropTableOp) -> Edit:
         """They go before their table, and come back after it."""
-        embeddings = self._found.tables.get((dropped.schema, dropped.table_name), Present()).indexed()
+        present = self._found.tables.get(self._key(dropped.schema, dropped.table_name), Present())
+        embeddings = present.indexed()
         before: list[MigrateOperation] = []
         for embedding in embeddings.values():
             place = _Place(dropped.schema, dropped.table_name, embedding.target)
@@ -164,12 +161,12 @@ class _Comparison:
             before.append(_create(place, embedding).reverse())
         position = self._upgrade.ops.index(dropped)
         bare = dropped.reverse()
-        bare.columns = _without(bare.columns, {target for target, each in embeddings.items() if each.chunk_tokens is None})
+        bare.columns = _without(bare.columns, present.shadow_columns | _columns(embeddings))
         self._upgrade.ops[position : position + 1] = [*before, bare.reverse()]
         return Edit(middle=before)
 
     def _of_table(self, table: MetadataTable) -> Edit:
-        schema, name = key = self._named(table)
+        schema, name = key = self._key(table.schema, table.name)
         wanted, present = declared(table), self._found.tables.get(key, Present()).indexed(but=_index_names(table))
         created = self._created.get(key)
         added = set() if created else self._take_added_columns(key, set(wanted) - set(present))
@@ -179,12 +176,12 @@ class _Comparison:
             if target not in wanted:
                 self._drop(edit, place, present[target], keep_vectors=target in table.columns)
             elif target not in present:
-                column_stays = wanted[target].chunk_tokens is None and created is None and target not in added
+                column_stays = target in table.columns and created is None and target not in added
                 self._add(edit, place, wanted[target], column_stays, is_new=created is not None)
             else:
                 self._change(edit, place, present[target], wanted[target])
         if created is not None:
-            created.columns = _without(created.columns, {target for target, each in wanted.items() if each.chunk_tokens is None})
+            created.columns = _without(created.columns, _columns(wanted))
             created.info = {key: value for key, value in created.info.items() if key != KEY}
             position = self._upgrade.ops.index(created) + 1
             self._upgrade.ops[position:position] = edit.middle
@@ -202,7 +199,7 @@ class _Comparison:
         return taken
 
     def _modified(self, key: Table) -> list[ModifyTableOps]:
-        return [each for each in self._upgrade.ops if isinstance(each, ModifyTableOps) and (each.schema, each.table_name) == key]
+        return [each for each in self._upgrade.ops if isinstance(each, ModifyTableOps) and self._key(each.schema, each.table_name) == key]
 
     def _insert(self, schema: str | None, name: str, operations: list[MigrateOperation]) -> None:
         """After columns have been added that may be sources, before indexes that may be of vectors, and before columns are dropped."""
@@ -312,6 +309,11 @@ def _written(embedding: Embedding) -> list[EmbeddingIndex]:
 
 def _is_built_otherwise(present: EmbeddingIndex, wanted: EmbeddingIndex) -> bool:
     return any(getattr(wanted, name) not in (None, getattr(present, name)) for name in ("m", "ef_construction", "lists"))
+
+
+def _columns(embeddings: dict[str, Embedding]) -> set[str]:
+    """Of vectors; those of pieces lie in a table of their own."""
+    return {target for target, each in embeddings.items() if each.chunk_tokens is None}
 
 
 def _without(items: Sequence[SchemaItem], columns: set[str]) -> list[SchemaItem]:

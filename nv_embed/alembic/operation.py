@@ -68,7 +68,7 @@ class TableOperation(Operation):
 def render(context: AutogenContext, operation: Operation) -> list[str]:
     """A call, below its note."""
     arguments = [f"{each.name}={value!r}" if each.kw_only else repr(value) for each, value in operation.arguments()]
-    head = f"{context.opts['alembic_module_prefix']}{operation.name}("
+    head = f"{context.opts['alembic_module_prefix'] or ''}{operation.name}("
     call = f"{head}{', '.join(arguments)})"
     if len(call) > LINE:
         call = "\n".join([head, *(f"    {argument}," for argument in arguments), ")"])

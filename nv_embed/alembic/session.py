@@ -55,9 +55,9 @@ def _conninfo(operations: Operations) -> str:
     if given is not None:
         return str(given)
     url = connected(operations).engine.url
-    names = {"username": "user", "database": "dbname"}
+    options = {name: str(value) for name, value in url.query.items()}
     try:
-        return make_conninfo("", **url.translate_connect_args([], **names), **{name: str(value) for name, value in url.query.items()})
+        return make_conninfo("", **url.translate_connect_args(username="user", database="dbname"), **options)
     except psycopg.ProgrammingError as error:
         raise CommandError(
             f"a second connection is needed, and the engine's URL does not say how to make one ({error}): "

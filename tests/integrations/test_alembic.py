@@ -286,3 +286,23 @@ def test_a_half_built_index_is_built_anew(make: Make, db: Connection) -> None:
     assert "op.create_embedding_index('docs')" in evolve(project, model(dim=384, indexes=[EmbeddingIndex()]))
     project.upgrade()
     assert db.execute("SELECT index::text, is_valid FROM nv_embed.vector_indexes('docs')").fetchall() == [("docs_embedding_384_halfvec_hnsw", True)]
+
+
+def test_a_schema_that_is_the_default_one_may_be_said(make: Make, db: Connection) -> None:
+    project = make(model(schema="public", dim=384, indexes=[EmbeddingIndex()]))
+    assert "HALFVEC" not in project.autogenerate()
+    goes_there_and_back(project, db)
+    assert "op.create_auto_embedding('docs', '{body}', schema='public', dim=384" in evolve(project, model(schema="public", source="{body}"))
+    goes_there_and_back(project, db)
+
+
+def test_a_table_is_dropped_in_the_midst_of_a_reembedding(make: Make, db: Connection) -> None:
+    project = make(model(dim=384))
+    project.autogenerate()
+    project.upgrade()
+    db.execute("SELECT nv_embed.reembed('docs', dim => 512)")
+    assert "embedding_g" not in evolve(project, MetaData())
+    project.upgrade()
+    project.downgrade("-1")
+    project.metadata = model(dim=384)
+    assert project.diff() == []

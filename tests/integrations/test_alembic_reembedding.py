@@ -15,7 +15,7 @@ import pytest
 from alembic import command
 from alembic.util import CommandError
 from conftest import Connection
-from installs import BOTH, Install
+from installs import BOTH, EXTENSION, Install
 from program import eventually
 from projects import Project
 from servers import Sidecar
@@ -203,3 +203,63 @@ def test_what_is_printed_for_psql_does_the_same(project: Project, db: Connection
         assert differences(after, described(db)) == []
         assert one(db, "SELECT nv_embed.wait('docs', timeout => '30 s')")
     assert widths(db) == [768]
+
+
+ASYNC_ENV = """
+import asyncio
+
+from alembic import context
+from sqlalchemy import pool
+from sqlalchemy.ext.asyncio import create_async_engine
+
+import nv_embed.alembic
+
+given = context.config.attributes
+
+
+def migrate(connection):
+    connection.exec_driver_sql("SET maintenance_work_mem = '33MB'")
+    connection.commit()
+    context.configure(connection=connection, target_metadata=given["metadata"], transaction_per_migration=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+async def run():
+    engine = create_async_engine(given["url"], poolclass=pool.NullPool)
+    async with engine.connect() as connection:
+        await connection.run_sync(migrate)
+    await engine.dispose()
+
+
+asyncio.run(run())
+"""
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_a_migration_may_run_over_an_asynchronous_driver(project: Project, db: Connection, sidecar: Sidecar, driver: str) -> None:
+    project.driver = driver
+    (project.folder / "env.py").write_text(ASYNC_ENV)
+    project.upgrade()
+    fill(db, project, sidecar, 5)
+    project.write(WIDER, BACK)
+    with working(project.dsn, sidecar.address):
+        project.upgrade()
+        assert (one(db, STATE), widths(db)) == ("live", [512])
+        project.downgrade()
+    assert one(db, "SELECT to_regclass('docs') IS NULL")
+
+
+@EXTENSION  # whose owner may become another role
+def test_what_waits_is_the_migrations_role_with_its_settings(project: Project, db: Connection) -> None:
+    db.execute("CREATE SCHEMA shelf")
+    db.execute("GRANT ALL ON SCHEMA shelf TO app")
+    env = project.folder / "env.py"
+    roles = 'connection.exec_driver_sql("SET ROLE app"); connection.exec_driver_sql("SET search_path = shelf, public"); connection.commit()'
+    env.write_text(env.read_text().replace("        context.configure(connection", f"        {roles}\n        context.configure(connection"))
+    project.options["version_table_schema"] = "shelf"
+    project.write(WIDER, BACK)
+    project.upgrade()
+    assert one(db, "SELECT relowner::regrole::text FROM pg_class WHERE oid = 'shelf.docs'::regclass") == "app"
+    assert db.execute("SELECT dim, is_valid FROM nv_embed.vector_indexes('shelf.docs')").fetchall() == [(512, True)]
+    project.downgrade()
