@@ -169,7 +169,7 @@ class _Comparison:
         schema, name = key = self._key(table.schema, table.name)
         wanted, present = declared(table), self._found.tables.get(key, Present()).indexed(but=_index_names(table))
         created = self._created.get(key)
-        added = set() if created else self._take_added_columns(key, set(wanted) - set(present))
+        added = set() if created else self._take_added_columns(key, _columns(wanted) - _columns(present))
         edit = Edit()
         for target in [*(each for each in present if each not in wanted), *wanted]:
             place = _Place(table.schema, name, target)
@@ -211,8 +211,7 @@ class _Comparison:
         modified[0].ops = [*before, *operations, *(each for each in modified[0].ops if each not in before)]
 
     def _drop(self, edit: Edit, place: "_Place", embedding: Embedding, keep_vectors: bool) -> None:
-        if not keep_vectors:
-            edit.first += [_drop_index(place, index) for index in _written(embedding)]
+        edit.first += [_drop_index(place, index) for index in _written(embedding)]
         edit.middle.append(_create(place, embedding, column_stays=keep_vectors).reverse())
         log.info("Detected removed embedding '%s'", place)
 

@@ -43,8 +43,8 @@ def make(install: Install, own_database: str, tmp_path: Path) -> Make:
 def model(*more: Any, schema: str | None = None, **embedding: Any) -> MetaData:
     """A table of documents with a title and a body; embedded whole where it is said how."""
     metadata = MetaData()
-    vectors = [Column("embedding", Embedded(**{"source": "{title}: {body}", "dim": 384, **embedding}))] if embedding else []
-    Table("docs", metadata, Column("id", Integer, primary_key=True), Column("title", Text), Column("body", Text), *vectors, *more, schema=schema)
+    embedded = [Column("embedding", Embedded(**{"source": "{title}: {body}", "dim": 384, **embedding}))] if embedding else []
+    Table("docs", metadata, Column("id", Integer, primary_key=True), Column("title", Text), Column("body", Text), *embedded, *more, schema=schema)
     return metadata
 
 
@@ -80,6 +80,10 @@ def test_a_new_table_comes_with_its_embedding_and_its_indexes(make: Make, db: Co
     assert one(db, "SELECT count(*) FROM nv_embed.vector_indexes('docs')") == 2
 
 
+def vectors() -> "Column[Any]":
+    return Column("embedding", HALFVEC(384))
+
+
 CHANGES = {
     "an embedding for a table": (model(), model(dim=512, mode="async"), "create_auto_embedding('docs', '{title}: {body}', dim=512, mode='async')"),
     "an index for an embedding": (model(dim=768), model(dim=768, indexes=[EmbeddingIndex(dim=384)]), "create_embedding_index('docs', dim=384)"),
@@ -98,7 +102,14 @@ CHANGES = {
         "create_auto_embedding('docs', '{intro}', dim=384",
     ),
     "an embedding no longer": (model(dim=384, indexes=[EmbeddingIndex()]), model(), "drop_auto_embedding("),
-    "vectors without an embedding": (model(dim=384), model(Column("embedding", HALFVEC(384))), "keep_vectors=True"),
+    "vectors without an embedding": (model(dim=384), model(vectors()), "keep_vectors=True"),
+    "vectors without an embedding and its index": (model(dim=384, indexes=[EmbeddingIndex()]), model(vectors()), "drop_embedding_index('docs')"),
+    "pieces instead of whole rows": (model(dim=384), model(pieces(target="embedding")), "chunk_tokens=8"),
+    "whole rows instead of pieces": (
+        model(pieces(target="embedding")),
+        model(dim=384),
+        "op.create_auto_embedding('docs', '{title}: {body}', dim=384",
+    ),
     "pieces": (model(), model(pieces()), "create_auto_embedding('docs', '{body}', 'parts', dim=384, chunk_tokens=8)"),
     "longer pieces": (model(pieces()), model(pieces(chunk_tokens=9, chunk_overlap=2)), "chunk_tokens=9,"),
     "wider pieces": (model(pieces()), model(pieces(dim=512)), "# What is embedded has changed"),
@@ -251,7 +262,7 @@ def test_create_all_leaves_nothing_to_say(make: Make, db: Connection) -> None:
 
 
 def test_a_column_that_is_there_is_taken_over_and_given_back(make: Make, db: Connection) -> None:
-    project = make(model(Column("embedding", HALFVEC(384))))
+    project = make(model(vectors()))
     assert "import pgvector.sqlalchemy" in project.autogenerate()
     project.upgrade()
     assert "op.create_auto_embedding(" in evolve(project, model(dim=384))

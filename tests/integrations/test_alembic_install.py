@@ -15,11 +15,12 @@ from installs import OWNER, install_library, library_database
 from projects import Project
 from psycopg import sql
 from servers import Sidecar
-from sqlalchemy import MetaData
+from sqlalchemy import Column, Integer, MetaData, Table, Text
 from sqlalchemy.exc import DBAPIError
 from vectors import one
 
 from nv_embed.cluster import Cluster
+from nv_embed.sqlalchemy import Embedded
 
 LIBRARY = "nv_embed_by_migration"
 
@@ -93,6 +94,19 @@ def test_what_the_library_refuses_is_said_in_a_line(project: Project, db: Connec
     project.write(*library(sidecar.address))
     with pytest.raises(CommandError, match="no install of ours"):
         project.upgrade()
+
+
+def test_a_database_without_it_is_compared_too(
+    project: Project, dsn: str, db: Connection, sidecar: Sidecar, caplog: pytest.LogCaptureFixture
+) -> None:
+    embedding = Column("embedding", Embedded("{body}", dim=384))
+    Table("docs", project.metadata, Column("id", Integer, primary_key=True), Column("body", Text), embedding)
+    with caplog.at_level("INFO", "alembic"):
+        assert "op.create_auto_embedding('docs', '{body}', dim=384)" in project.autogenerate()
+    assert "an earlier revision needs op.create_extension_nv_embed() or op.install_nv_embed_library()" in caplog.text
+    install_library(dsn, sidecar.address)
+    project.upgrade()
+    assert project.diff() == []
 
 
 def test_the_extension_comes_and_goes(cluster: Cluster, tmp_path: Path, sidecar: Sidecar) -> None:
