@@ -49,11 +49,11 @@ def _conninfo(operations: Operations) -> str:
         CommandError: the engine's URL does not say it.
     """
     given = operations.get_context().opts.get(URL)
-    driver = connected(operations).connection.driver_connection
-    if given is None and isinstance(driver, psycopg.Connection | psycopg.AsyncConnection):
-        return make_conninfo("", **{**driver.info.get_parameters(), "password": driver.info.password or None})
     if given is not None:
         return str(given)
+    driver = connected(operations).connection.driver_connection
+    if isinstance(driver, psycopg.Connection | psycopg.AsyncConnection):
+        return make_conninfo("", **{**driver.info.get_parameters(), "password": driver.info.password or None})
     url = connected(operations).engine.url
     options = {name: str(value) for name, value in url.query.items()}
     try:

@@ -170,8 +170,9 @@ def columns(db: Connection) -> list[Any]:
     ).fetchall()
 
 
-def test_a_database_without_rows_needs_no_worker(make: Make, db: Connection) -> None:
-    project = make(model(dim=384, indexes=[EmbeddingIndex()]))
+@pytest.mark.parametrize("each", [True, False])
+def test_a_database_without_rows_needs_no_worker_in_one_transaction_or_several(make: Make, db: Connection, each: bool) -> None:
+    project = make(model(dim=384, indexes=[EmbeddingIndex()]), transaction_per_migration=each)
     project.autogenerate()
     project.write("op.reembed('docs', dim=512, existing_dim=384)", "op.reembed('docs', dim=384, existing_dim=512)")
     project.write("op.reembed('docs', dim=768, existing_dim=512)", "op.reembed('docs', dim=512, existing_dim=768)")

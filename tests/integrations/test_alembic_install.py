@@ -119,6 +119,10 @@ def test_the_extension_comes_and_goes(cluster: Cluster, tmp_path: Path, sidecar:
         with cluster.connect("extension_by_migration") as db:
             project.upgrade()
             assert one(db, "SELECT dim FROM nv_embed.status") == 384
+            project.write("op.drop_extension_nv_embed()")
+            with pytest.raises(DBAPIError, match="other objects depend on it"):
+                project.upgrade()
+            (project.folder / "versions" / "r3.py").unlink()
             project.downgrade()
             assert one(db, "SELECT count(*) FROM pg_extension WHERE extname = 'nv_embed'") == 0
             db.execute("DROP TABLE IF EXISTS alembic_version")
