@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import Connection
 from installs import Install
 from servers import Sidecar
@@ -19,6 +20,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "alembic.md"
 PROGRAMS = Path(sys.executable).parent
 
 
+@pytest.mark.slow
 def test_every_block_of_the_page_runs(
     install: Install, own_database: str, connect: Callable[..., Connection], sidecar: Sidecar, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from workers import working
 
 from nv_embed.client import Client
 
-pytestmark = BOTH
+pytestmark = [BOTH, pytest.mark.slow]
 
 CONFIG = Path(__file__).resolve().parents[2] / "migrations" / "example" / "alembic.ini"
 
