@@ -10,7 +10,7 @@ In:  two connections in autocommit mode      Out: the last state, and on the way
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ class Wanted:
     Attributes:
         relation: the table's name, as SQL reads it.
         rows_per_s: how many rows workers may take of it, all together.
+        min_overlap, min_recall: what it is not ready under, from 0 to 1; None is no limit.
     """
 
     relation: str
@@ -39,6 +40,8 @@ class Wanted:
     dim: int | None = None
     storage: str | None = None
     rows_per_s: float | None = None
+    min_overlap: float | None = None
+    min_recall: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Status:
     Attributes:
         rows, embedded: None until the table has been counted.
         rate: rows a second now.
+        overlap, recall: what was measured before it was ready: the share of nearest neighbours that stay, and of canaries that are found.
         has_ended: the generation that is not live is gone.
         workers: that have shown up lately.
     """
@@ -87,6 +91,8 @@ class Status:
     failed: int
     rate: float
     eta: timedelta | None
+    overlap: float | None
+    recall: float | None
     has_ended: bool
     workers: int
 
@@ -98,7 +104,7 @@ class Watcher(IndexWatcher, Protocol):
 
 STATUS = """
     SELECT r.id, nv_embed.qualified(r.relation), r.target, r.state, r.from_model, r.from_dim, r.from_storage, r.to_model, r.to_dim, r.to_storage,
-        r.rows, r.embedded, r.pending, r.failed, r.rate, r.eta, r.ended_at IS NOT NULL,
+        r.rows, r.embedded, r.pending, r.failed, r.rate, r.eta, r.overlap, r.recall, r.ended_at IS NOT NULL,
         (
             SELECT count(*) FROM nv_embed.worker AS w
             WHERE w.seen_at > clock_timestamp() - interval '15 seconds' AND nv_embed.may_embed(w.role_name, r.relation)
@@ -131,16 +137,16 @@ def status(connection: Connection, id: int) -> Status:
 def begin(connection: Connection, wanted: Wanted) -> int:
     """Returns its id."""
     row = connection.execute(
-        "SELECT nv_embed.reembed(%s::regclass, %s, %s, %s, %s, %s)",
-        [wanted.relation, wanted.target, wanted.model, wanted.dim, wanted.storage, wanted.rows_per_s],
+        "SELECT nv_embed.reembed(%s::regclass, %s, %s, %s, %s, %s, %s, %s)",
+        astuple(wanted),
     ).fetchone()
     assert row is not None
     return int(row[0])
 
 
-def limit(connection: Connection, id: int, rows_per_s: float) -> None:
-    """Have a re-embedding that is under way go by another limit."""
-    connection.execute("UPDATE nv_embed.reembedding SET rows_per_s = %s WHERE id = %s", [rows_per_s, id])
+def alter(connection: Connection, id: int, wanted: Wanted) -> None:
+    """Have a re-embedding that is under way go by other limits."""
+    connection.execute("SELECT nv_embed.alter_reembedding(%s, %s, %s, %s)", [id, wanted.rows_per_s, wanted.min_overlap, wanted.min_recall])
 
 
 def model_name(connection: Connection, model: str) -> str:
@@ -169,7 +175,7 @@ def drive(connection: Connection, watching: Connection, id: int, watcher: Watche
         elif state == "backfilling":
             watcher.status(now)
             time.sleep(LOOK_S)
-        else:
+        elif state != "verifying":
             return now
 
 

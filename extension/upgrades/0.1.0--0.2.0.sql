@@ -78,6 +78,7 @@ SELECT pg_catalog.pg_extension_config_dump('nv_embed.backfill', '');
 SELECT pg_catalog.pg_extension_config_dump('nv_embed.tally', '');
 SELECT pg_catalog.pg_extension_config_dump('nv_embed.job_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('nv_embed.reembedding', '');
+SELECT pg_catalog.pg_extension_config_dump('nv_embed.canary', '');
 SELECT pg_catalog.pg_extension_config_dump('nv_embed.reembedding_id_seq', '');
 
 -- @include functions

@@ -9,7 +9,7 @@ BEGIN
         FROM nv_embed.reembedding_status AS r
         WHERE r.relation = @relation@::regclass AND r.target = @target@ AND r.ended_at IS NULL AND r.state NOT IN ('live', 'rolled_back');
         COMMIT;
-        EXIT WHEN open.state IS DISTINCT FROM 'backfilling';
+        EXIT WHEN open.state IS NULL OR open.state NOT IN ('backfilling', 'verifying');
         IF told < clock_timestamp() - interval '30 seconds' THEN
             RAISE NOTICE 're-embedding % of %: % of % rows; a worker must run (nv-embed worker --database-url …)', open.id, @relation@, open.embedded, open.rows;
             told := clock_timestamp();

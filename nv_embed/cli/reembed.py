@@ -55,6 +55,14 @@ def reembed(
         float | None,
         typer.Option(min=0.001, help="Rows a second that workers may take of it, all together.  [default: no limit]", show_default=False),
     ] = None,
+    min_overlap: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Least share of nearest neighbours that the new vectors keep.  [default: no limit]", show_default=False),
+    ] = None,
+    min_recall: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Least share of the canaries that the new vectors find.  [default: no limit]", show_default=False),
+    ] = None,
     goes_over: Annotated[bool, typer.Option("--cut-over/--no-cut-over", help="Cut over when all is ready.")] = True,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     memory: Annotated[
@@ -67,12 +75,14 @@ def reembed(
     from nv_embed import reembed as library
     from nv_embed.cli.screen import console, errors
 
-    wanted = library.Wanted(table, target, model, dim, storage and storage.value, rows_per_s)
+    wanted = library.Wanted(table, target, model, dim, storage and storage.value, rows_per_s, min_overlap, min_recall)
     screen = errors if as_json else console
     with _connected(database_url) as (connection, watching), _going_on(table):
         id = _find_or_begin(connection, wanted, screen, yes)
         with _watcher(screen) as watcher:
             now = library.drive(connection, watching, id, watcher, memory)
+        if now.state == "ready":
+            index.print_line(screen, f"verified: {_measured(now)}")
         if goes_over and now.state == "ready":
             library.cut_over(connection, id)
         _print_end(library.status(connection, id), as_json)
@@ -118,13 +128,12 @@ def _step(step: "Callable[[psycopg.Connection[Any], int], None]", table: str, ta
 
 
 def _find_or_begin(connection: "psycopg.Connection[Any]", wanted: "Wanted", screen: "Screen", sure: bool) -> int:
-    from nv_embed.reembed import begin, estimate, find_open, limit
+    from nv_embed.reembed import alter, begin, estimate, find_open
 
     found = find_open(connection, wanted.relation, wanted.target)
     if found is not None:
         _check_same(connection, found, wanted)
-        if wanted.rows_per_s is not None:
-            limit(connection, found.id, wanted.rows_per_s)
+        alter(connection, found.id, wanted)
         index.print_line(
             screen, f"Re-embedding {found.id} of {found.relation} to {_vectors(found.to_model, found.to_dim, found.to_storage)} goes on."
         )
@@ -238,6 +247,15 @@ def _filled(status: "Status") -> str:
         parts.append(f"{status.rate:,.0f} a second")
     if status.eta is not None:
         parts.append(f"{index.span(status.eta.total_seconds())} left")
+    return ", ".join(parts)
+
+
+def _measured(status: "Status") -> str:
+    parts = ["every row has its vector"]
+    if status.overlap is not None:
+        parts.append(f"{status.overlap:.0%} of nearest neighbours stay")
+    if status.recall is not None:
+        parts.append(f"{status.recall:.0%} of canaries are found")
     return ", ".join(parts)
 
 

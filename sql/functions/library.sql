@@ -57,13 +57,36 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.embed_chunks(text[], int, int, int, text, text) IS 'Raises the error of check_sync; in the extension it cuts texts and embeds the pieces.';
 
-CREATE OR REPLACE FUNCTION nv_embed.embed_searched(query text, relation regclass, target name, is_by_name boolean DEFAULT false) RETURNS vector
+CREATE OR REPLACE FUNCTION nv_embed.embed_question(query text, dim int, model text, revision text) RETURNS vector
 LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RAISE EXCEPTION 'this database has no PL/Python, so no question can be embedded inside of it'
         USING ERRCODE = '0A000', HINT = 'ask the sidecar for its vector (nv_embed.client), and give that as embedding';
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.embed_question(text, int, text, text) IS 'Raises an error; in the extension it embeds a question.';
+
+CREATE OR REPLACE FUNCTION nv_embed.check_canaries() RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RAISE EXCEPTION 'this database has no PL/Python, so no canary can be asked inside of it'
+        USING ERRCODE = '0A000', HINT = 'min_overlap needs no question; or stop before the cut-over (nv-embed reembed --no-cut-over) and ask the next column yourself';
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_canaries() IS 'Raises an error where no question can be embedded inside of the server, as here.';
+
+CREATE OR REPLACE FUNCTION nv_embed.embed_searched(query text, relation regclass, target name, is_by_name boolean DEFAULT false) RETURNS vector
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN nv_embed.embed_question(query, NULL, NULL, NULL);
 END
 $$;
 

@@ -98,7 +98,7 @@ COMMENT ON FUNCTION nv_embed.lock_briefly(regclass, interval) IS 'Locks a table 
 
 CREATE OR REPLACE FUNCTION nv_embed.reembed(
     relation regclass, target name DEFAULT 'embedding', model text DEFAULT NULL, dim int DEFAULT NULL, storage text DEFAULT NULL,
-    rows_per_s double precision DEFAULT NULL, start boolean DEFAULT true
+    rows_per_s double precision DEFAULT NULL, min_overlap double precision DEFAULT NULL, min_recall double precision DEFAULT NULL, start boolean DEFAULT true
 ) RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -110,12 +110,12 @@ DECLARE
     id bigint;
 BEGIN
     PERFORM nv_embed.check_relation(relation);
-    PERFORM nv_embed.check_reembedded(e, g, rows_per_s);
+    PERFORM nv_embed.check_reembedded(e, g);
     INSERT INTO nv_embed.generation (embedding, model, revision, dim, storage, target, state)
     VALUES (e.id, coming.model, coming.revision, coming.dim, coming.storage, coming.target, coming.state)
     RETURNING * INTO coming;
-    INSERT INTO nv_embed.reembedding (embedding, from_generation, to_generation, rows_per_s) VALUES (e.id, g.id, coming.id, rows_per_s)
-    RETURNING reembedding.id INTO id;
+    INSERT INTO nv_embed.reembedding (embedding, from_generation, to_generation) VALUES (e.id, g.id, coming.id) RETURNING reembedding.id INTO id;
+    PERFORM nv_embed.alter_reembedding(id, rows_per_s, min_overlap, min_recall);
     IF start THEN
         PERFORM nv_embed.begin_reembedding(id);
     END IF;
@@ -123,9 +123,34 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.reembed(regclass, name, text, int, text, double precision, boolean)
+COMMENT ON FUNCTION nv_embed.reembed(regclass, name, text, int, text, double precision, double precision, double precision, boolean)
     IS 'Begins the move of an embedding to another model, dimension or storage, while it goes on answering; returns the re-embedding''s id. '
        'NULL keeps what is; another model comes in its native dimension.';
+
+CREATE OR REPLACE FUNCTION nv_embed.alter_reembedding(
+    id bigint, rows_per_s double precision DEFAULT NULL, min_overlap double precision DEFAULT NULL, min_recall double precision DEFAULT NULL
+) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r CONSTANT nv_embed.reembedding := nv_embed.find_reembedding(id);
+BEGIN
+    IF rows_per_s > 0 IS FALSE THEN
+        RAISE EXCEPTION 'rows_per_s is %', rows_per_s USING ERRCODE = '22023', HINT = 'rows_per_s is above 0; without it workers take what they can';
+    ELSIF least(min_overlap, min_recall) < 0 OR greatest(min_overlap, min_recall) > 1 THEN
+        RAISE EXCEPTION 'min_overlap is % and min_recall %', coalesce(min_overlap::text, 'null'), coalesce(min_recall::text, 'null')
+            USING ERRCODE = '22023', HINT = 'each is a share, from 0 to 1';
+    END IF;
+    UPDATE nv_embed.reembedding AS s
+    SET rows_per_s = coalesce(alter_reembedding.rows_per_s, s.rows_per_s), min_overlap = coalesce(alter_reembedding.min_overlap, s.min_overlap),
+        min_recall = coalesce(alter_reembedding.min_recall, s.min_recall)
+    WHERE s.id = r.id;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.alter_reembedding(bigint, double precision, double precision, double precision)
+    IS 'Has a re-embedding that is under way go by other limits: rows a second that are taken of it, and the least overlap and recall to be ready with. NULL leaves them.';
 
 CREATE OR REPLACE FUNCTION nv_embed.next_of(e nv_embed.embedding, g nv_embed.generation, model text, dim int, storage text) RETURNS nv_embed.generation
 LANGUAGE plpgsql STABLE
@@ -152,20 +177,33 @@ $$;
 COMMENT ON FUNCTION nv_embed.next_of(nv_embed.embedding, nv_embed.generation, text, int, text)
     IS 'The generation that a re-embedding with these arguments makes, or an error where there is nothing to do.';
 
-CREATE OR REPLACE FUNCTION nv_embed.sample_sql(e nv_embed.embedding) RETURNS text
+CREATE OR REPLACE FUNCTION nv_embed.sampled_percent(relation regclass) RETURNS numeric
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    -- Of the blocks, so many that a few hundred rows are expected in them.
-    percent CONSTANT numeric := (
-        SELECT least(100, greatest(100 * 256 / greatest(sum(c.reltuples), 1)::numeric, 0.0001))
-        FROM nv_embed.partitions(e.relation) AS t JOIN pg_class AS c ON c.oid = t.part WHERE t.is_leaf AND c.reltuples > 0
+    few CONSTANT int := 256;
+BEGIN
+    RETURN coalesce(
+        (
+            SELECT least(100, greatest(100 * few / greatest(sum(c.reltuples), 1)::numeric, 0.0001))
+            FROM nv_embed.partitions(relation) AS t JOIN pg_class AS c ON c.oid = t.part WHERE t.is_leaf AND c.reltuples > 0
+        ),
+        100
     );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.sampled_percent(regclass) IS 'Of a table''s blocks, so many that a few hundred rows are expected in them.';
+
+CREATE OR REPLACE FUNCTION nv_embed.sample_sql(e nv_embed.embedding) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
 BEGIN
     RETURN format(
         'SELECT ARRAY(SELECT %s FROM %s AS t TABLESAMPLE SYSTEM (%s) WHERE %s LIMIT 64)', nv_embed.rendered(e.source, 't'), nv_embed.qualified(e.relation),
-        coalesce(percent, 100), nv_embed.has_content(e.source, 't')
+        nv_embed.sampled_percent(e.relation), nv_embed.has_content(e.source, 't')
     );
 END
 $$;
@@ -187,7 +225,7 @@ DECLARE
     measured record;
 BEGIN
     PERFORM nv_embed.check_relation(relation);
-    PERFORM nv_embed.check_reembedded(e, g, NULL);
+    PERFORM nv_embed.check_reembedded(e, g);
     SELECT sum(t.rows - t.blank)::bigint INTO rows FROM nv_embed.tally AS t WHERE t.generation = g.id;
     is_cut := (coming.model, coming.revision) = (g.model, g.revision) AND coming.dim <= g.dim;
     vector_bytes := rows * (8 + CASE coming.storage WHEN 'halfvec' THEN 2 ELSE 4 END * coming.dim);
@@ -210,16 +248,14 @@ COMMENT ON FUNCTION nv_embed.estimate_reembed(regclass, name, text, int, text)
     IS 'What reembed() with the same arguments will take: rows with content, whether their vectors are cut without a model, else tokens and the model''s seconds by a sample '
        '(NULL where this database cannot ask a sidecar), bytes of the vectors beside the present ones and of their indexes.';
 
-CREATE OR REPLACE FUNCTION nv_embed.check_reembedded(e nv_embed.embedding, g nv_embed.generation, rows_per_s double precision) RETURNS void
+CREATE OR REPLACE FUNCTION nv_embed.check_reembedded(e nv_embed.embedding, g nv_embed.generation) RETURNS void
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     other nv_embed.reembedding;
 BEGIN
-    IF rows_per_s > 0 IS FALSE THEN
-        RAISE EXCEPTION 'rows_per_s is %', rows_per_s USING ERRCODE = '22023', HINT = 'rows_per_s is above 0; without it workers take what they can';
-    ELSIF g.chunks IS NOT NULL THEN
+    IF g.chunks IS NOT NULL THEN
         RAISE EXCEPTION '% is embedded by pieces, which cannot be re-embedded yet', nv_embed.qualified(e.relation)
             USING ERRCODE = '0A000', HINT = 'declare another target with the new model, and drop this one when that is filled';
     END IF;
@@ -236,7 +272,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.check_reembedded(nv_embed.embedding, nv_embed.generation, double precision) IS 'Raises an error for an embedding that cannot be moved now.';
+COMMENT ON FUNCTION nv_embed.check_reembedded(nv_embed.embedding, nv_embed.generation) IS 'Raises an error for an embedding that cannot be moved now.';
 
 CREATE OR REPLACE FUNCTION nv_embed.begin_reembedding(id bigint) RETURNS void
 LANGUAGE plpgsql
@@ -517,12 +553,13 @@ BEGIN
     IF state = 'backfilling' AND r.backfilled_at IS NOT NULL AND nv_embed.waiting_before(r.to_generation, r.backfilled_at) = 0 THEN
         state := 'indexing';
     END IF;
-    IF state = 'indexing' AND NOT EXISTS (SELECT FROM nv_embed.reembedding_index_steps(id)) THEN
-        state := 'verifying';
-    END IF;
     IF state = 'verifying' THEN
         PERFORM nv_embed.check_covered(r.from_generation, r.to_generation, r.backfilled_at);
+        PERFORM nv_embed.verify(r);
         state := 'ready';
+    END IF;
+    IF state = 'indexing' AND NOT EXISTS (SELECT FROM nv_embed.reembedding_index_steps(id)) THEN
+        state := 'verifying';
     END IF;
     IF state <> r.state THEN
         PERFORM nv_embed.set_state(id, state);
@@ -737,7 +774,7 @@ COMMENT ON FUNCTION nv_embed.end_generation(bigint, bigint)
     IS 'Ends a re-embedding and drops its generation that is not live: the column with its indexes, its jobs and its numbers.';
 
 CREATE OR REPLACE VIEW nv_embed.reembedding_status WITH (security_invoker) AS
-SELECT r.id, e.relation, e.target, r.state, r.rows_per_s,
+SELECT r.id, e.relation, e.target, r.state, r.rows_per_s, r.min_overlap, r.min_recall, r.overlap, r.recall,
     o.model AS from_model, o.dim AS from_dim, o.storage AS from_storage, n.model AS to_model, n.dim AS to_dim, n.storage AS to_storage,
     CASE WHEN b.counted IS NOT FALSE THEN t.rows - t.blank END AS rows,
     CASE WHEN b.counted IS NOT FALSE THEN t.vectors - t.stale END AS embedded,

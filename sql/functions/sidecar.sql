@@ -1,6 +1,6 @@
 -- sidecar: what it serves, whether it is well, and that it can be asked from inside the server.
 --
--- The library install has counterparts of `default_mode`, `check_sync` and `identify` (`library.sql`), since nothing in there can ask a sidecar.
+-- The library install has counterparts of `default_mode`, `check_sync`, `check_canaries` and `identify` (`library.sql`), since nothing in there can ask a sidecar.
 
 CREATE OR REPLACE FUNCTION nv_embed.models(
     OUT name text, OUT revision text, OUT native_dim int, OUT trained_dims int[], OUT declared_dims int[], OUT max_tokens int, OUT pooling text,
@@ -73,3 +73,13 @@ END
 $$;
 
 COMMENT ON FUNCTION nv_embed.check_sync() IS 'Raises an error where no text can be embedded inside of the server; here it can be.';
+
+CREATE OR REPLACE FUNCTION nv_embed.check_canaries() RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_canaries() IS 'Raises an error where no question can be embedded inside of the server; here it can be.';

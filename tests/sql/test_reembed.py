@@ -407,3 +407,86 @@ def test_a_query_of_ones_own_in_a_snapshot_from_before_a_cut_over_is_told_to_try
         db.execute("SET LOCAL lock_timeout = '50ms'; LOCK docs IN ACCESS EXCLUSIVE MODE")
     late.execute("ROLLBACK")
     assert late.execute("SELECT * FROM nv_embed.hold_embedding('docs', 'other')").fetchall() == []
+
+
+def verified(db: Connection, id: int) -> Any:
+    return db.execute("SELECT state, overlap, recall FROM nv_embed.reembedding_status WHERE id = %s", [id]).fetchone()
+
+
+def test_neighbours_that_do_not_stay_keep_it_from_being_ready(db: Connection, dsn: str, sidecar: Sidecar) -> None:
+    declare(db, rows=300)
+    drain(dsn, sidecar.address)
+    db.execute(one(db, "SELECT nv_embed.create_index_sql('docs', concurrently => false)"))
+    id = reembed(db, storage="vector", min_overlap=0.9)
+    with working(dsn, sidecar.address):
+        advance(db, id, "verifying")
+    # Every row has the vector of another one.
+    column = columns(db)[-1]
+    db.execute(f"UPDATE docs SET {column} = o.{column} FROM docs AS o WHERE o.id = (docs.id * 7) %% 300 + 1".replace("%%", "%"))
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=r"an overlap of 0\.\d+ is under 0.9") as raised:
+        one(db, "SELECT nv_embed.advance_reembedding(%s)", [id])
+    assert "of the ten nearest of 100 rows" in (raised.value.diag.message_detail or "")
+    assert verified(db, id) == ("verifying", None, None)
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="is verifying"):
+        db.execute("SELECT nv_embed.cut_over(%s)", [id])
+    db.execute("SELECT nv_embed.alter_reembedding(%s, min_overlap => 0)", [id])
+    assert one(db, "SELECT nv_embed.advance_reembedding(%s)", [id]) == "ready"
+    assert 0 <= verified(db, id)[1] < 0.9
+
+
+@pytest.mark.parametrize("is_indexed", [True, False])
+def test_vectors_that_are_right_keep_their_neighbours(db: Connection, dsn: str, sidecar: Sidecar, is_indexed: bool) -> None:
+    declare(db, rows=300)
+    drain(dsn, sidecar.address)
+    if is_indexed:
+        db.execute(one(db, "SELECT nv_embed.create_index_sql('docs', concurrently => false)"))
+    id = reembed(db, storage="vector", min_overlap=0.9)
+    with working(dsn, sidecar.address):
+        advance(db, id)
+    state, overlap, recall = verified(db, id)
+    assert (state, recall) == ("ready", None)
+    assert overlap > 0.95
+
+
+@EXTENSION
+def test_canaries_that_are_not_found_keep_it_from_being_ready(db: Connection, connect: Callable[..., Connection], dsn: str, sidecar: Sidecar) -> None:
+    declare(db, rows=40)
+    drain(dsn, sidecar.address)
+    for key in (7, 9):
+        db.execute("SELECT nv_embed.add_canary('docs', 'embedding', %s, %s)", [f"body {key}", str(key)])
+    id = reembed(db, dim=512, min_recall=1)
+    with working(dsn, sidecar.address):
+        advance(db, id)
+    assert verified(db, id)[2] == 1
+    db.execute("SELECT nv_embed.cancel(%s)", [id])
+    db.execute("SELECT nv_embed.add_canary('docs', 'embedding', 'something else', '1000')")
+    id = reembed(db, dim=512, min_recall=0.9)
+    with (
+        working(dsn, sidecar.address),
+        pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=r"a recall of 0\.667 is under 0\.9") as raised,
+    ):
+        advance(db, id)
+    assert "Canaries missed: 'something else'." in (raised.value.diag.message_detail or "")
+    app = connect("app")
+    assert app.execute("SELECT * FROM nv_embed.canary").fetchall() == []
+    assert app.execute("SELECT * FROM nv_embed.reembedding_status").fetchall() == []
+    assert one(db, "SELECT nv_embed.drop_canaries('docs', question => 'something else')") == 1
+    assert one(db, "SELECT nv_embed.advance_reembedding(%s)", [id]) == "ready"
+
+
+def test_verification_that_cannot_be_is_refused(db: Connection, install: Install) -> None:
+    declare(db, rows=3)
+    for options, says in ({"min_overlap": 2.0}, "min_overlap is 2"), ({"min_recall": -1.0}, "min_recall -1"):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match=says):
+            reembed(db, dim=512, **options)
+    if install.kind == "library":
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match="no canary can be asked"):
+            db.execute("SELECT nv_embed.add_canary('docs', 'embedding', 'question', '1')")
+        return
+    for arguments, says in (
+        ("'question', '1', '2'", "has 1 columns, not 2"),
+        ("' ', '1'", "a canary is a question"),
+        ("'question', NULL", "a canary is"),
+    ):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match=says):
+            db.execute(f"SELECT nv_embed.add_canary('docs', 'embedding', {arguments})".encode())
