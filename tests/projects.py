@@ -30,7 +30,7 @@ given = context.config.attributes
 options = {"target_metadata": given["metadata"], "transaction_per_migration": True, **given["options"]}
 
 if context.is_offline_mode():
-    context.configure(url=given["url"], literal_binds=True, **options)
+    context.configure(url=given["url"], literal_binds=True, dialect_opts={"paramstyle": "named"}, **options)
     with context.begin_transaction():
         context.run_migrations()
 else:

@@ -14,10 +14,9 @@ import psycopg
 from alembic.operations import Operations
 from alembic.util import CommandError
 from sqlalchemy import text
-from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from nv_embed import library
-from nv_embed.alembic.operation import Operation, connected, run
+from nv_embed.alembic.operation import Operation, connected, quoted, run
 from nv_embed.install import InstallRefused
 
 SETTINGS = ("search_path", "check_function_bodies", "client_min_messages")
@@ -45,8 +44,7 @@ class CreateExtension(Operation):
 
 @Operations.implementation_for(CreateExtension)
 def create(operations: Operations, operation: CreateExtension) -> None:
-    quote = PGDialect().identifier_preparer.quote  # type: ignore[no-untyped-call]
-    where = "" if operation.schema is None else f" SCHEMA {quote(operation.schema)}"
+    where = "" if operation.schema is None else f" SCHEMA {quoted(operation.schema)}"
     run(operations, f"CREATE EXTENSION IF NOT EXISTS nv_embed{where} CASCADE")
 
 

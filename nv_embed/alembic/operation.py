@@ -12,7 +12,7 @@ from alembic.autogenerate import renderers
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import MigrateOperation, Operations
 from psycopg import sql
-from sqlalchemy import Connection
+from sqlalchemy import Connection, CursorResult
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
 LINE = 100
@@ -55,8 +55,7 @@ class TableOperation(Operation):
     @property
     def relation(self) -> str:
         """The table's name, as SQL reads it."""
-        quote = PGDialect().identifier_preparer.quote  # type: ignore[no-untyped-call]
-        return ".".join(quote(name) for name in (self.schema, self.table) if name is not None)
+        return ".".join(quoted(name) for name in (self.schema, self.table) if name is not None)
 
     @property
     def place(self) -> dict[str, Any]:
@@ -75,6 +74,12 @@ def render(context: AutogenContext, operation: Operation) -> list[str]:
     return [*([f"# {operation.note}"] if operation.note else []), call]
 
 
+def quoted(name: str) -> str:
+    """An identifier, in quotes where it needs them."""
+    dialect = PGDialect(paramstyle="named")  # type: ignore[no-untyped-call]  # others double percent signs
+    return str(dialect.identifier_preparer.quote(name))
+
+
 def literal(value: Any) -> str:
     return sql.Literal(value).as_string(None)
 
@@ -90,7 +95,7 @@ def run(operations: Operations, statement: str) -> None:
     if context.as_sql:
         context.impl.static_output(f"{statement.strip().removesuffix(';')};")
     else:
-        connected(operations).exec_driver_sql(statement, execution_options={"no_parameters": True})
+        ask(operations, statement)
 
 
 def run_each(operations: Operations, query: str) -> None:
@@ -99,8 +104,13 @@ def run_each(operations: Operations, query: str) -> None:
     if context.as_sql:
         context.impl.static_output(rf"{query.strip()} \gexec")
         return
-    for (statement,) in connected(operations).exec_driver_sql(query, execution_options={"no_parameters": True}).all():
+    for (statement,) in ask(operations, query).all():
         run(operations, statement)
+
+
+def ask(operations: Operations, query: str) -> "CursorResult[*tuple[Any, ...]]":
+    """What a statement answers that is sent as it is: no percent sign in it stands for an argument."""
+    return connected(operations).exec_driver_sql(query, execution_options={"no_parameters": True})
 
 
 def connected(operations: Operations) -> Connection:

@@ -15,7 +15,7 @@ from alembic.util import CommandError
 
 from nv_embed import indexes, reembed
 from nv_embed.alembic import session
-from nv_embed.alembic.operation import TableOperation, connected, literal, run, run_each
+from nv_embed.alembic.operation import TableOperation, ask, literal, run, run_each
 from nv_embed.alembic.watcher import Lines, log
 
 ALL = "FROM nv_embed.reembedding_status AS r WHERE r.relation = @relation@::regclass AND r.target = @target@"
@@ -218,7 +218,7 @@ def finish(operations: Operations, operation: FinishReembedding) -> None:
 
 def _check_under_way(operations: Operations, operation: TableOperation) -> None:
     """Or cut over already."""
-    if connected(operations).exec_driver_sql(_filled(LAST, operation)).scalar() in (None, "cancelled", "rolled_back"):
+    if ask(operations, _filled(LAST, operation)).scalar() in (None, "cancelled", "rolled_back"):
         raise CommandError(f"no re-embedding of {operation.relation} is under way: an earlier revision needs op.reembed(…, wait=False)")
 
 

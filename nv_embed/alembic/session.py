@@ -16,7 +16,7 @@ from alembic.operations import Operations
 from alembic.util import CommandError
 from psycopg.conninfo import make_conninfo
 
-from nv_embed.alembic.operation import connected
+from nv_embed.alembic.operation import ask, connected
 
 Connection = psycopg.Connection[Any]
 
@@ -34,9 +34,9 @@ def pair(operations: Operations) -> Iterator[tuple[Connection, Connection]]:
 
 def _open(operations: Operations, conninfo: str) -> Connection:
     connection = psycopg.connect(conninfo, autocommit=True)
-    for name, setting in connected(operations).exec_driver_sql(SETTINGS).all():
+    for name, setting in ask(operations, SETTINGS).all():
         connection.execute("SELECT set_config(%s, %s, false)", [name, setting])
-    role = connected(operations).exec_driver_sql("SELECT current_setting('role')").scalar_one()
+    role = ask(operations, "SELECT current_setting('role')").scalar_one()
     if role != "none":
         connection.execute("SELECT set_config('role', %s, false)", [role])
     return connection

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from conftest import Connection
 from installs import BOTH, EXTENSION, Install
 from pgvector.sqlalchemy import HALFVEC
@@ -19,6 +20,7 @@ from vectors import one
 from workers import working
 
 from nv_embed.sqlalchemy import AutoEmbedding, Embedded, Embedding, EmbeddingIndex
+from nv_embed.sqlalchemy.embedding import declare
 
 pytestmark = BOTH
 
@@ -317,4 +319,19 @@ def test_a_table_is_dropped_in_the_midst_of_a_reembedding(make: Make, db: Connec
     project.upgrade()
     project.downgrade("-1")
     project.metadata = model(dim=384)
+    assert project.diff() == []
+
+
+def test_names_are_quoted_wherever_they_stand(make: Make, db: Connection) -> None:
+    metadata = MetaData()
+    vectors = Column("embedding: all", Embedded("{It's 5%}: \\x", dim=384))
+    columns = [Column("Key", Integer, primary_key=True, autoincrement=False), Column("It's 5%", Text), vectors]
+    table = Table("Docs' :n %s", metadata, *columns)
+    declare(table, Embedding("{It's 5%}", "by piece", 384, chunk_tokens=8, indexes=(EmbeddingIndex(),)))
+    project = make(metadata)
+    project.autogenerate()
+    goes_there_and_back(project, db)
+    project.downgrade()
+    db.execute("DROP TABLE alembic_version")
+    project.psql(project.printed(command.upgrade, "head"))
     assert project.diff() == []
