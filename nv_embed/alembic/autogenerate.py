@@ -180,6 +180,7 @@ class _Comparison:
                 self._add(edit, place, wanted[target], column_stays, is_new=created is not None)
             else:
                 self._change(edit, place, present[target], wanted[target])
+        edit.middle += list(_comments(table, edit.middle))
         if created is not None:
             created.columns = _without(created.columns, _columns(wanted))
             created.info = {key: value for key, value in created.info.items() if key != KEY}
@@ -308,6 +309,15 @@ def _written(embedding: Embedding) -> list[EmbeddingIndex]:
 
 def _is_built_otherwise(present: EmbeddingIndex, wanted: EmbeddingIndex) -> bool:
     return any(getattr(wanted, name) not in (None, getattr(present, name)) for name in ("m", "ef_construction", "lists"))
+
+
+def _comments(table: MetadataTable, operations: Sequence[MigrateOperation]) -> Iterator[AlterColumnOp]:
+    """What the metadata say of columns that embeddings add, and not Alembic."""
+    for each in operations:
+        if isinstance(each, CreateAutoEmbedding) and not each.column_stays and each.target in table.columns:
+            comment = table.columns[each.target].comment
+            if comment is not None:
+                yield AlterColumnOp(table.name, each.target, schema=table.schema, modify_comment=comment, existing_comment=None)
 
 
 def _columns(embeddings: dict[str, Embedding]) -> set[str]:

@@ -232,6 +232,16 @@ def test_what_env_py_leaves_out_is_left_alone(make: Make, db: Connection) -> Non
     assert project.diff() == []
 
 
+def test_a_comment_on_the_column_comes_with_it(make: Make, db: Connection) -> None:
+    commented = Column("embedding", Embedded("{body}", dim=384), comment="by meaning")
+    project = make(model(commented))
+    assert "comment='by meaning'" in project.autogenerate()
+    goes_there_and_back(project, db)
+    assert "comment='by meaning'" in evolve(project, model(Column("embedding", Embedded("{title}", dim=384), comment="by meaning")))
+    project.upgrade()
+    assert project.diff() == []
+
+
 def test_types_are_compared_and_other_changes_of_the_column_said(make: Make, db: Connection) -> None:
     project = make(model(dim=384), compare_type=True)
     project.autogenerate()
