@@ -427,7 +427,7 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'column % of % is not auto-embedded', coalesce(quote_ident(target), 'null'), coalesce(nv_embed.qualified(relation), 'null')
             USING ERRCODE = '42704', HINT = coalesce(
-                (SELECT format('its embedded columns are: %s', string_agg(quote_ident(s.target), ', ' ORDER BY s.target))
+                (SELECT 'its embedded columns are: ' || string_agg(quote_ident(s.target), ', ' ORDER BY s.target)
                  FROM nv_embed.embedding AS s WHERE s.relation = find_embedding.relation),
                 'declare it with nv_embed.auto_embed()');
     END IF;

@@ -142,6 +142,7 @@ BEGIN
         RAISE EXCEPTION 'min_overlap is % and min_recall %', coalesce(min_overlap::text, 'null'), coalesce(min_recall::text, 'null')
             USING ERRCODE = '22023', HINT = 'each is a share, from 0 to 1';
     END IF;
+    PERFORM nv_embed.check_measurable((nv_embed.declaration(r.to_generation)).e, min_recall);
     UPDATE nv_embed.reembedding AS s
     SET rows_per_s = coalesce(alter_reembedding.rows_per_s, s.rows_per_s), min_overlap = coalesce(alter_reembedding.min_overlap, s.min_overlap),
         min_recall = coalesce(alter_reembedding.min_recall, s.min_recall)

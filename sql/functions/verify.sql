@@ -44,6 +44,21 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.drop_canaries(regclass, name, text) IS 'Forgets an embedding''s canaries, those of one question or all; returns how many.';
 
+CREATE OR REPLACE FUNCTION nv_embed.check_measurable(e nv_embed.embedding, min_recall double precision) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF min_recall IS NOT NULL AND NOT EXISTS (SELECT FROM nv_embed.canary AS c WHERE c.embedding = e.id) THEN
+        RAISE EXCEPTION 'there are no canaries to measure the recall of % by', nv_embed.qualified(e.relation)
+            USING ERRCODE = '55000',
+                HINT = format('SELECT nv_embed.add_canary(%L, %L, question, primary key of the row that it is to find)', nv_embed.qualified(e.relation), e.target);
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_measurable(nv_embed.embedding, double precision) IS 'Raises an error for a min_recall without canaries.';
+
 -- $1 is the vector, as wide as the generation's.
 CREATE OR REPLACE FUNCTION nv_embed.nearest_sql(e nv_embed.embedding, g nv_embed.generation, k int, OUT statement text, OUT candidates bigint, OUT lists int)
 LANGUAGE plpgsql STABLE
@@ -168,10 +183,8 @@ DECLARE
         CASE WHEN canaries.recall < r.min_recall THEN format('a recall of %s is under %s', round(canaries.recall::numeric, 3), r.min_recall) END
     );
 BEGIN
-    IF r.min_recall IS NOT NULL AND canaries.recall IS NULL THEN
-        RAISE EXCEPTION 're-embedding % has a min_recall, and there are no canaries to measure it by', r.id
-            USING ERRCODE = '55000', HINT = format('SELECT nv_embed.add_canary(%L, %L, question, key of the row that it is to find)', nv_embed.qualified(e.relation), e.target);
-    ELSIF complaint <> '' THEN
+    PERFORM nv_embed.check_measurable(e, r.min_recall);
+    IF complaint <> '' THEN
         RAISE EXCEPTION 're-embedding % does not find what it is to find: %', r.id, complaint
             USING ERRCODE = '55000',
                 DETAIL = concat_ws(

@@ -479,6 +479,9 @@ def test_verification_that_cannot_be_is_refused(db: Connection, install: Install
     for options, says in ({"min_overlap": 2.0}, "min_overlap is 2"), ({"min_recall": -1.0}, "min_recall -1"):
         with pytest.raises(psycopg.errors.InvalidParameterValue, match=says):
             reembed(db, dim=512, **options)
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="there are no canaries"):
+        reembed(db, dim=512, min_recall=0.5)
+    assert one(db, "SELECT count(*) FROM nv_embed.reembedding") == 0
     if install.kind == "library":
         with pytest.raises(psycopg.errors.FeatureNotSupported, match="no canary can be asked"):
             db.execute("SELECT nv_embed.add_canary('docs', 'embedding', 'question', '1')")
