@@ -44,6 +44,8 @@ class Reembed(TableOperation):
     existing_dim: int | None = None
     existing_storage: str | None = None
     rows_per_s: float | None = None
+    min_overlap: float | None = None
+    min_recall: float | None = None
     wait: bool = True
     cut_over: bool = True
     finish: bool = False
@@ -78,6 +80,8 @@ class Reembed(TableOperation):
         existing_dim: int | None = None,
         existing_storage: str | None = None,
         rows_per_s: float | None = None,
+        min_overlap: float | None = None,
+        min_recall: float | None = None,
         wait: bool = True,
         cut_over: bool = True,
         finish: bool = False,
@@ -91,6 +95,7 @@ class Reembed(TableOperation):
             model, dim, storage: None keeps what is; another model comes in its native dimension.
             existing_model, existing_dim, existing_storage: what there was, for the way back.
             rows_per_s: how many rows workers may take of it, all together; None for no limit.
+            min_overlap, min_recall: the least share of nearest neighbours that stay, and of canaries that are found, to be ready with; None for none.
             wait: until workers have filled the vectors; else the re-embedding is only begun, and `cut_over_reembedding` in a later revision goes on.
             cut_over: when all is ready.
             finish: drop the vectors of before at once; else they are kept for a quick way back until `finish_reembedding`, or the next re-embedding.
@@ -110,6 +115,8 @@ class Reembed(TableOperation):
                 existing_dim=existing_dim,
                 existing_storage=existing_storage,
                 rows_per_s=rows_per_s,
+                min_overlap=min_overlap,
+                min_recall=min_recall,
                 wait=wait,
                 cut_over=cut_over,
                 finish=finish,
@@ -120,7 +127,7 @@ class Reembed(TableOperation):
 @Operations.implementation_for(Reembed)
 def move(operations: Operations, operation: Reembed) -> None:
     with operations.get_context().autocommit_block():
-        wanted = {name: getattr(operation, name) for name in ("model", "dim", "storage", "rows_per_s")}
+        wanted = {name: getattr(operation, name) for name in ("model", "dim", "storage", "rows_per_s", "min_overlap", "min_recall")}
         run(operations, _file("settle", operation, **wanted))
         if operation.wait:
             _wait(operations, operation)

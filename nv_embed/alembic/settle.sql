@@ -31,7 +31,7 @@ BEGIN
         PERFORM nv_embed.cancel(r.id);
         COMMIT;
     ELSIF r.state <> 'live' AND r.goes_to THEN
-        UPDATE nv_embed.reembedding AS s SET rows_per_s = coalesce(@rows_per_s@, s.rows_per_s) WHERE s.id = r.id;
+        PERFORM nv_embed.alter_reembedding(r.id, @rows_per_s@, @min_overlap@, @min_recall@);
         RETURN;
     ELSIF r.state <> 'live' THEN
         RAISE EXCEPTION 're-embedding % of % goes elsewhere', r.id, nv_embed.qualified(e.relation)
@@ -39,7 +39,7 @@ BEGIN
     END IF;
     SELECT * INTO STRICT r FROM nv_embed.live_generation(@relation@, @target@);
     IF (r.model, r.revision, r.dim, r.storage) IS DISTINCT FROM (wanted.model, wanted.revision, wanted.dim, wanted.storage) THEN
-        PERFORM nv_embed.reembed(@relation@, @target@, wanted.model, wanted.dim, wanted.storage, @rows_per_s@);
+        PERFORM nv_embed.reembed(@relation@, @target@, wanted.model, wanted.dim, wanted.storage, @rows_per_s@, @min_overlap@, @min_recall@);
     END IF;
 END
 $nv_embed$

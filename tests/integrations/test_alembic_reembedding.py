@@ -153,6 +153,18 @@ def test_one_that_goes_elsewhere_is_not_overridden(project: Project, db: Connect
         project.upgrade()
 
 
+def test_it_is_not_ready_under_what_it_is_to_find(project: Project, db: Connection, sidecar: Sidecar) -> None:
+    project.upgrade()
+    fill(db, project, sidecar)
+    project.write(WIDER.replace("dim=512", "dim=512, min_overlap=0.1"), BACK)
+    project.write('op.reembed("docs", dim=768, existing_dim=512, min_overlap=2)', WIDER)
+    with working(project.dsn, sidecar.address):
+        project.upgrade("r2")
+        assert one(db, "SELECT overlap >= 0.1 FROM nv_embed.reembedding_status")
+        with pytest.raises(DBAPIError, match="min_overlap is 2"):
+            project.upgrade()
+
+
 def test_it_says_that_no_worker_runs(project: Project, db: Connection, sidecar: Sidecar, caplog: pytest.LogCaptureFixture) -> None:
     project.upgrade()
     fill(db, project, sidecar, 5)
