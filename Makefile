@@ -36,7 +36,7 @@ chaos: setup ## Ten minutes of changes while workers, sidecar and PostgreSQL are
 	@PYTHONPATH=tests $(bin)/python tests/chaos.py --minutes $(or $(MINUTES),10) $(if $(LIBRARY),--library)
 
 reembedding: setup ## From one model to another under traffic; ROWS=20000
-	@NV_EMBED_REEMBED_ROWS=$(or $(ROWS),20000) $(bin)/python -m pytest tests/e2e/test_reembed_traffic.py $(ARGS)
+	@NV_EMBED_REEMBED_ROWS=$(or $(ROWS),20000) $(bin)/python -m pytest tests/e2e/test_reembed_traffic.py --timeout 3600 $(ARGS)
 
 check: setup proto-check ## Style, types, layers, scripts: what is checked without running
 	$(bin)/ruff check

@@ -47,6 +47,9 @@ ALTER TABLE nv_embed.embedding
 ALTER TABLE nv_embed.generation
     DROP CONSTRAINT generation_state_check,
     ADD CONSTRAINT generation_state_check CHECK (state IN ('planned', 'next', 'live', 'previous')),
+    ADD COLUMN source text,
+    ADD COLUMN chunk_tokens int CHECK (chunk_tokens > 0),
+    ADD COLUMN chunk_overlap int NOT NULL DEFAULT 0 CHECK (chunk_overlap >= 0),
     ADD COLUMN chunks regclass,
     ADD COLUMN attrelid oid,
     ADD COLUMN attnum smallint,
@@ -55,6 +58,10 @@ UPDATE nv_embed.generation AS g
 SET attrelid = a.attrelid, attnum = a.attnum
 FROM nv_embed.embedding AS e JOIN pg_catalog.pg_attribute AS a ON a.attrelid = e.relation
 WHERE e.id = g.embedding AND a.attname = g.target;
+UPDATE nv_embed.generation AS g SET source = e.source FROM nv_embed.embedding AS e WHERE e.id = g.embedding;
+ALTER TABLE nv_embed.generation ALTER COLUMN source SET NOT NULL;
+COMMENT ON TABLE nv_embed.embedding IS 'Declarations: this table, these source columns, this target column. What a re-embedding can change is that of the live generation.';
+COMMENT ON COLUMN nv_embed.generation.source IS 'The template that its texts are made by, as chunk_tokens and chunk_overlap are how they are cut.';
 COMMENT ON COLUMN nv_embed.embedding.chunk_tokens IS 'Tokens of a piece at most; NULL where a row is embedded whole.';
 COMMENT ON COLUMN nv_embed.embedding.chunk_overlap IS 'Tokens that a piece repeats of the one before.';
 COMMENT ON COLUMN nv_embed.generation.target IS 'The column that holds this generation''s vectors: of the user''s table, or of the chunk table.';
@@ -63,10 +70,10 @@ COMMENT ON COLUMN nv_embed.generation.state IS 'live answers searches; next is b
 COMMENT ON COLUMN nv_embed.generation.attrelid IS 'The table whose column attnum is target. Not a regclass: in a restored dump it is no table''s, and the name holds.';
 COMMENT ON COLUMN nv_embed.generation.attnum IS 'The column''s number: its name changes hands at a cut-over, which a reader with an older snapshot does not see.';
 COMMENT ON COLUMN nv_embed.generation.version IS 'Of the live one: grows whenever its embedding''s generations change. The triggers carry it too: a writer whose snapshot has another is refused.';
-GRANT UPDATE (mode, truncate) ON nv_embed.embedding TO PUBLIC;
-GRANT UPDATE (state, target, attrelid, attnum, version) ON nv_embed.generation TO PUBLIC;
+GRANT UPDATE (mode, truncate, source, chunk_tokens, chunk_overlap) ON nv_embed.embedding TO PUBLIC;
+GRANT UPDATE (state, target, chunks, attrelid, attnum, version) ON nv_embed.generation TO PUBLIC;
 GRANT INSERT (chunk_tokens, chunk_overlap) ON nv_embed.embedding TO PUBLIC;
-GRANT INSERT (state, chunks) ON nv_embed.generation TO PUBLIC;
+GRANT INSERT (state, source, chunk_tokens, chunk_overlap, chunks) ON nv_embed.generation TO PUBLIC;
 
 -- @include schema/job.sql
 -- @include schema/tally.sql

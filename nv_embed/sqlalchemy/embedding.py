@@ -90,7 +90,7 @@ def declared(table: Table) -> dict[str, Embedding]:
 
 def relation_name(table: Table) -> str:
     """A table's name as SQL reads it, with its schema where it has one."""
-    return str(PGDialect().identifier_preparer.format_table(table))  # type: ignore[no-untyped-call]
+    return str(PGDialect(paramstyle="named").identifier_preparer.format_table(table))  # type: ignore[no-untyped-call]
 
 
 CREATE = text(

@@ -277,10 +277,10 @@ BEGIN
     INSERT INTO nv_embed.embedding (relation, target, source, mode, truncate, chunk_tokens, chunk_overlap)
     VALUES (relation, target, source, mode, truncate, chunk_tokens, chunk_overlap)
     RETURNING * INTO e;
-    INSERT INTO nv_embed.generation (embedding, model, revision, dim, storage, target, chunks)
+    INSERT INTO nv_embed.generation (embedding, model, revision, dim, storage, target, source, chunk_tokens, chunk_overlap, chunks)
     VALUES (
-        e.id, identity.model, identity.revision, identity.dim, storage, target,
-        CASE WHEN chunk_tokens IS NOT NULL THEN nv_embed.make_chunks(relation, target, storage, identity.dim) END
+        e.id, identity.model, identity.revision, identity.dim, storage, target, source, chunk_tokens, chunk_overlap,
+        CASE WHEN chunk_tokens IS NOT NULL THEN nv_embed.make_chunks(relation, nv_embed.chunks_name(relation, target), target, storage, identity.dim) END
     )
     RETURNING * INTO g;
     IF g.chunks IS NULL THEN
@@ -371,12 +371,13 @@ CREATE OR REPLACE FUNCTION nv_embed.refresh(relation regclass, target name DEFAU
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    e CONSTANT nv_embed.embedding := nv_embed.find_embedding(relation, target);
+    e nv_embed.embedding := nv_embed.find_embedding(relation, target);
     g nv_embed.generation;
     found bigint;
     live_found bigint;
 BEGIN
     FOR g IN SELECT * FROM nv_embed.kept_generations(e.id) LOOP
+        e := nv_embed.as_declared(e, g);
         found := nv_embed.fill_or_queue(e, g);
         live_found := coalesce(live_found, found);
         IF g.state OPERATOR(pg_catalog.<>) 'live' AND e.mode OPERATOR(pg_catalog.=) 'sync' THEN
@@ -455,15 +456,12 @@ AS $$
 DECLARE
     e CONSTANT nv_embed.embedding := nv_embed.find_embedding(relation, target);
     g CONSTANT nv_embed.generation := nv_embed.live_generation(relation, target);
-    other name;
 BEGIN
     IF NOT nv_embed.owns(relation) THEN
         RAISE EXCEPTION 'must be owner of table %', nv_embed.qualified(relation) USING ERRCODE = '42501';
     END IF;
     PERFORM nv_embed.drop_triggers(e);
-    FOR other IN SELECT s.target FROM nv_embed.generation AS s WHERE s.embedding = e.id AND s.state IN ('next', 'previous') LOOP
-        EXECUTE format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', nv_embed.qualified(relation), other);
-    END LOOP;
+    PERFORM nv_embed.drop_vectors(e, s) FROM nv_embed.generation AS s WHERE s.embedding = e.id AND s.state IN ('next', 'previous');
     IF g.chunks IN (SELECT c.oid FROM pg_class AS c) THEN
         PERFORM nv_embed.release_chunks(g);
         IF NOT keep_vectors THEN

@@ -89,12 +89,11 @@ $$;
 COMMENT ON FUNCTION nv_embed.chunk_columns(regclass, name, text, int)
     IS 'The columns of a chunk table: the primary key, the number of the piece, its first character and the one after its last, its vector.';
 
-CREATE OR REPLACE FUNCTION nv_embed.make_chunks(relation regclass, target name, storage text, dim int) RETURNS regclass
+CREATE OR REPLACE FUNCTION nv_embed.make_chunks(relation regclass, chunks text, target name, storage text, dim int) RETURNS regclass
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    chunks CONSTANT text := nv_embed.chunks_name(relation, target);
     found CONSTANT regclass := to_regclass(chunks);
     c pg_class;
     twice name;
@@ -124,7 +123,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.make_chunks(regclass, name, text, int) IS 'Makes the table for the pieces'' vectors, or accepts one of just this shape.';
+COMMENT ON FUNCTION nv_embed.make_chunks(regclass, text, name, text, int) IS 'Makes the table for the pieces'' vectors, or accepts one of just this shape.';
 
 CREATE OR REPLACE FUNCTION nv_embed.check_adopted(chunks regclass, relation regclass, target name, storage text, dim int) RETURNS void
 LANGUAGE plpgsql
@@ -176,9 +175,9 @@ BEGIN
     END IF;
     EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', chunks);
     EXECUTE format('GRANT SELECT, INSERT, DELETE ON %s TO PUBLIC', chunks);
-    EXECUTE format('CREATE POLICY nv_embed_readable ON %s FOR SELECT USING ((SELECT nv_embed.may_read(%L)) AND %s)', chunks, e.id, sees_row);
-    EXECUTE format('CREATE POLICY nv_embed_written ON %s FOR INSERT WITH CHECK ((SELECT nv_embed.may_write(%L)) AND %s)', chunks, e.id, sees_row);
-    EXECUTE format('CREATE POLICY nv_embed_workers ON %s USING ((SELECT nv_embed.may_keep(%L)))', chunks, e.id);
+    EXECUTE format('CREATE POLICY nv_embed_readable ON %s FOR SELECT USING ((SELECT nv_embed.may_read(%L)) AND %s)', chunks, g.id, sees_row);
+    EXECUTE format('CREATE POLICY nv_embed_written ON %s FOR INSERT WITH CHECK ((SELECT nv_embed.may_write(%L)) AND %s)', chunks, g.id, sees_row);
+    EXECUTE format('CREATE POLICY nv_embed_workers ON %s USING ((SELECT nv_embed.may_keep(%L)))', chunks, g.id);
     FOR t IN SELECT * FROM nv_embed.chunk_triggers(g.id) LOOP
         EXECUTE format('CREATE TRIGGER %I ' || t.definition, t.trigger_name, chunks);
     END LOOP;
@@ -207,40 +206,43 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.release_chunks(nv_embed.generation) IS 'Leaves a chunk table to its owner alone.';
 
--- Whom the policies let through. They ask by an embedding's number: a policy that named the source columns would keep their types from being altered.
+-- Whom the policies let through. They ask by a generation's number: a policy that named the source columns would keep their types from being altered.
 
-CREATE OR REPLACE FUNCTION nv_embed.may_read(embedding bigint) RETURNS boolean
+CREATE OR REPLACE FUNCTION nv_embed.may_read(generation bigint) RETURNS boolean
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN (
         SELECT coalesce(bool_and(has_column_privilege(e.relation, p.column_name, 'SELECT')), false)
-        FROM nv_embed.embedding AS e CROSS JOIN LATERAL nv_embed.parse_template(e.source) AS p
-        WHERE e.id = may_read.embedding AND p.column_name IS NOT NULL
+        FROM nv_embed.generation AS g JOIN nv_embed.embedding AS e ON e.id = g.embedding CROSS JOIN LATERAL nv_embed.parse_template(g.source) AS p
+        WHERE g.id = may_read.generation AND p.column_name IS NOT NULL
     );
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.may_read(bigint) IS 'Whether the current role may read what is embedded.';
+COMMENT ON FUNCTION nv_embed.may_read(bigint) IS 'Whether the current role may read what is embedded in a generation.';
 
-CREATE OR REPLACE FUNCTION nv_embed.may_write(embedding bigint) RETURNS boolean
+CREATE OR REPLACE FUNCTION nv_embed.may_write(generation bigint) RETURNS boolean
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN EXISTS (SELECT FROM nv_embed.embedding AS e WHERE e.id = may_write.embedding AND has_any_column_privilege(e.relation, 'INSERT, UPDATE'));
+    RETURN EXISTS (
+        SELECT FROM nv_embed.generation AS g JOIN nv_embed.embedding AS e ON e.id = g.embedding
+        WHERE g.id = may_write.generation AND has_any_column_privilege(e.relation, 'INSERT, UPDATE')
+    );
 END
 $$;
 
 COMMENT ON FUNCTION nv_embed.may_write(bigint) IS 'Whether the current role may write rows, and so in mode sync their pieces.';
 
-CREATE OR REPLACE FUNCTION nv_embed.may_keep(embedding bigint) RETURNS boolean
+CREATE OR REPLACE FUNCTION nv_embed.may_keep(generation bigint) RETURNS boolean
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN nv_embed.is_worker() AND nv_embed.may_read(embedding);
+    RETURN nv_embed.is_worker() AND nv_embed.may_read(generation);
 END
 $$;
 
@@ -322,7 +324,8 @@ DECLARE
 BEGIN
     EXECUTE format('LOCK TABLE %s IN ROW EXCLUSIVE MODE', nv_embed.qualified(chunks));
     IF EXISTS (
-            SELECT FROM pg_class AS c WHERE c.oid = chunks AND (c.relkind <> 'r' OR c.relhasrules OR c.relhassubclass OR c.relispartition)
+            SELECT FROM pg_class AS c JOIN pg_class AS r ON r.oid = e.relation
+            WHERE c.oid = chunks AND (c.relowner <> r.relowner OR c.relkind <> 'r' OR c.relhasrules OR c.relhassubclass OR c.relispartition)
         ) OR EXISTS (
             SELECT FROM pg_trigger AS t WHERE t.tgrelid = chunks AND NOT t.tgisinternal AND t.tgfoid <> 'nv_embed.count_chunks()'::regprocedure
         ) OR EXISTS (
@@ -334,7 +337,7 @@ BEGIN
     THEN
         RAISE EXCEPTION 'chunk table % has been altered', nv_embed.qualified(chunks)
             USING ERRCODE = '55000',
-                  DETAIL = 'It may have no triggers, rules, children, CHECK constraints, nor indexes or statistics on functions of an ordinary role;'
+                  DETAIL = 'It belongs to the owner of the table, and may have no triggers, rules, children, CHECK constraints, nor indexes or statistics on functions of an ordinary role;'
                       ' its key''s columns have the types of those of the table, and whoever installed nv_embed is a member of its owner.',
                   HINT = 'take back what was altered, or call nv_embed.drop_auto_embed() and declare anew';
     END IF;

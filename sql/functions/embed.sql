@@ -126,18 +126,24 @@ $$;
 COMMENT ON FUNCTION @extschema@.nv_chunk(text, int, int, text)
     IS 'Cuts a text into pieces of at most max_tokens tokens; characters are counted from 0, end_char is exclusive.';
 
-CREATE OR REPLACE FUNCTION nv_embed.measure(input text[], g nv_embed.generation, truncate text, OUT tokens bigint, OUT seconds double precision)
+CREATE OR REPLACE FUNCTION nv_embed.measure(
+    input text[], g nv_embed.generation, truncate text, OUT tokens bigint, OUT seconds double precision, OUT pieces bigint
+)
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     begun CONSTANT timestamptz := clock_timestamp();
 BEGIN
-    -- A text that is too long is for the re-embedding to complain of.
-    PERFORM nv_embed.embed_passages(input, g.dim, g.model, g.revision, CASE truncate WHEN 'NONE' THEN 'END' ELSE truncate END);
+    IF g.chunk_tokens IS NOT NULL THEN
+        pieces := cardinality((nv_embed.embed_chunks(input, g.chunk_tokens, g.chunk_overlap, g.dim, g.model, g.revision)).places);
+    ELSE
+        -- A text that is too long is for the re-embedding to complain of.
+        pieces := cardinality(nv_embed.embed_passages(input, g.dim, g.model, g.revision, CASE truncate WHEN 'NONE' THEN 'END' ELSE truncate END));
+    END IF;
     seconds := extract(epoch FROM clock_timestamp() - begun);
     SELECT sum(@extschema@.nv_count_tokens(u.text, g.model)) INTO tokens FROM unnest(input) AS u (text);
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.measure(text[], nv_embed.generation, text) IS 'How many tokens texts have for a generation''s model, and how long it takes to embed them.';
+COMMENT ON FUNCTION nv_embed.measure(text[], nv_embed.generation, text) IS 'How many tokens texts have for a generation''s model, how long it takes to embed them, and how many pieces they are cut into.';

@@ -279,7 +279,7 @@ BEGIN
     END IF;
     FOR generation IN
         SELECT k.id FROM nv_embed.kept_generations(id) AS k
-        WHERE k.state OPERATOR(pg_catalog.=) 'live' OR event OPERATOR(pg_catalog.=) 'clear'
+        WHERE CASE event WHEN 'clear' THEN k.chunks IS NULL ELSE k.state OPERATOR(pg_catalog.=) 'live' END
     LOOP
         -- Opened here, where the transition tables are.
         OPEN pages FOR EXECUTE nv_embed.pages_sql(generation, event);
@@ -300,12 +300,10 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    mode text;
-    is_chunked boolean;
+    mode CONSTANT text := (SELECT nv_embed.effective_mode(e.mode) FROM nv_embed.embedding AS e WHERE e.id = fill_event.id);
 BEGIN
-    SELECT nv_embed.effective_mode(e.mode), e.chunk_tokens IS NOT NULL INTO mode, is_chunked FROM nv_embed.embedding AS e WHERE e.id = fill_event.id;
     RETURN CASE
-        WHEN mode = 'off' AND event = 'UPDATE' AND NOT is_chunked THEN 'clear'
+        WHEN mode = 'off' AND event = 'UPDATE' THEN 'clear'
         WHEN mode = 'sync' OR mode IS NULL THEN lower(event)
     END;
 END

@@ -5,6 +5,12 @@
 -- of its own finds the name in the generation itself. A search looks in its statement's snapshot: where the generation has been changed since (`xmax`), it
 -- finds names by the columns' numbers.
 
+CREATE OR REPLACE FUNCTION nv_embed.as_declared(e nv_embed.embedding, g nv_embed.generation) RETURNS nv_embed.embedding
+LANGUAGE sql IMMUTABLE
+RETURN ROW(e.id, e.relation, e.target, g.source, e.mode, e.truncate, g.chunk_tokens, g.chunk_overlap)::nv_embed.embedding;
+
+COMMENT ON FUNCTION nv_embed.as_declared(nv_embed.embedding, nv_embed.generation) IS 'An embedding with the texts and pieces of one of its generations.';
+
 -- declaration: the two rows that say what a generation is of.
 CREATE OR REPLACE FUNCTION nv_embed.declaration(generation bigint, OUT e nv_embed.embedding, OUT g nv_embed.generation)
 LANGUAGE plpgsql STABLE STRICT
@@ -17,10 +23,11 @@ BEGIN
             USING ERRCODE = '42704', DETAIL = 'Its re-embedding did, or its declaration.', HINT = 'its rows need no vectors of it any more';
     END IF;
     SELECT * INTO STRICT e FROM nv_embed.embedding AS s WHERE s.id = g.embedding;
+    e := nv_embed.as_declared(e, g);
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.declaration(bigint) IS 'A generation and its embedding.';
+COMMENT ON FUNCTION nv_embed.declaration(bigint) IS 'A generation, and its embedding with the texts and pieces of this generation.';
 
 CREATE OR REPLACE FUNCTION nv_embed.kept_generations(embedding bigint) RETURNS SETOF nv_embed.generation
 LANGUAGE plpgsql STABLE STRICT ROWS 1
@@ -90,7 +97,9 @@ COMMENT ON FUNCTION nv_embed.present_columns(regclass) IS 'The columns that a ta
 
 CREATE OR REPLACE FUNCTION nv_embed.placed(g nv_embed.generation, target name) RETURNS nv_embed.generation
 LANGUAGE sql IMMUTABLE
-RETURN ROW(g.id, g.embedding, g.model, g.revision, g.dim, g.storage, target, g.state, g.chunks, g.attrelid, g.attnum, g.version)::nv_embed.generation;
+RETURN ROW(
+    g.id, g.embedding, g.model, g.revision, g.dim, g.storage, target, g.state, g.source, g.chunk_tokens, g.chunk_overlap, g.chunks, g.attrelid, g.attnum, g.version
+)::nv_embed.generation;
 
 COMMENT ON FUNCTION nv_embed.placed(nv_embed.generation, name) IS 'A generation with the name of its column.';
 

@@ -463,7 +463,7 @@ RETURNS TABLE (
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT g.id, nv_embed.qualified(e.relation), g.model, g.revision, g.dim, g.storage, e.truncate, e.chunk_tokens, e.chunk_overlap,
+    SELECT g.id, nv_embed.qualified(e.relation), g.model, g.revision, g.dim, g.storage, e.truncate, g.chunk_tokens, g.chunk_overlap,
         EXISTS (SELECT FROM nv_embed.backfill AS b WHERE b.generation = g.id),
         EXISTS (SELECT FROM nv_embed.reembedding AS r WHERE r.to_generation = g.id AND r.rows_per_s IS NOT NULL AND r.state = 'backfilling')
     FROM nv_embed.generation AS g

@@ -35,11 +35,13 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.embed_passages(text[], int, text, text, text) IS 'Raises the error of check_sync; in the extension it embeds the rows of one generation.';
 
-CREATE OR REPLACE FUNCTION nv_embed.measure(input text[], g nv_embed.generation, truncate text, OUT tokens bigint, OUT seconds double precision)
+CREATE OR REPLACE FUNCTION nv_embed.measure(
+    input text[], g nv_embed.generation, truncate text, OUT tokens bigint, OUT seconds double precision, OUT pieces bigint
+)
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT NULL::bigint, NULL::double precision;
+    SELECT NULL::bigint, NULL::double precision, NULL::bigint;
 END;
 
 COMMENT ON FUNCTION nv_embed.measure(text[], nv_embed.generation, text) IS 'NULL; in the extension it asks the sidecar for tokens and time.';

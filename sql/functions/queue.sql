@@ -267,7 +267,7 @@ SET intervalstyle = 'postgres'
 SET timezone = 'UTC'
 AS $$
 DECLARE
-    e CONSTANT nv_embed.embedding := nv_embed.find_declared(TG_ARGV[0]::bigint, TG_ARGV[1]::int, TG_RELID, TG_NAME, TG_OP);
+    e nv_embed.embedding := nv_embed.find_declared(TG_ARGV[0]::bigint, TG_ARGV[1]::int, TG_RELID, TG_NAME, TG_OP);
     live_mode CONSTANT text := nv_embed.effective_mode(e.mode);
     mode text;
     g nv_embed.generation;
@@ -280,6 +280,7 @@ BEGIN
     FOR g IN SELECT * FROM nv_embed.kept_generations(e.id) LOOP
         -- Nobody reads it yet, or any more: the statement does not wait for its model.
         mode := CASE WHEN live_mode = 'sync' AND g.state <> 'live' THEN 'async' ELSE live_mode END;
+        e := nv_embed.as_declared(e, g);
         PERFORM nv_embed.check_target(e, g);
         IF g.chunks IS NOT NULL THEN
             PERFORM nv_embed.check_chunks(e, g);

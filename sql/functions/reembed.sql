@@ -3,9 +3,10 @@
 -- planned → backfilling → indexing → verifying → ready → live → finished; cancelled before the cut-over, rolled_back after it. The generation that is not live
 -- any more is dropped by `finish` alone: a search that began before a cut-over, or a rolling back, reads it to its end.
 --
--- The next generation fills a column of its own, `<target>_g<id>`, while the live one keeps answering. Triggers keep both in step with the rows; what was
+-- The next generation fills a column of its own, `<target>_g<id>`, or a chunk table, while the live one keeps answering. Triggers keep both in step with the rows; what was
 -- there before is left to the workers, who cut vectors to size inside of the database where the model stays and dimensions get no more, and embed anew
--- otherwise. At the cut-over the columns exchange their names, in a transaction of some milliseconds, and the generation that was live is kept in step on.
+-- otherwise. At the cut-over columns exchange their names, in a transaction of some milliseconds, and the generation that was live is kept in step on. Chunk tables keep
+-- theirs: whoever reads one finds it by its number.
 --
 -- Each state is a row, each step moves it by one transaction, and a step that was killed is done again: `advance_reembedding` asks how far things are, and
 -- never takes anybody's word for it.
@@ -98,7 +99,8 @@ COMMENT ON FUNCTION nv_embed.lock_briefly(regclass, interval) IS 'Locks a table 
 
 CREATE OR REPLACE FUNCTION nv_embed.reembed(
     relation regclass, target name DEFAULT 'embedding', model text DEFAULT NULL, dim int DEFAULT NULL, storage text DEFAULT NULL,
-    rows_per_s double precision DEFAULT NULL, min_overlap double precision DEFAULT NULL, min_recall double precision DEFAULT NULL, start boolean DEFAULT true
+    rows_per_s double precision DEFAULT NULL, min_overlap double precision DEFAULT NULL, min_recall double precision DEFAULT NULL, source text DEFAULT NULL,
+    chunk_tokens int DEFAULT NULL, chunk_overlap int DEFAULT NULL, start boolean DEFAULT true
 ) RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -106,13 +108,15 @@ AS $$
 DECLARE
     e CONSTANT nv_embed.embedding := nv_embed.find_embedding(relation, target);
     g CONSTANT nv_embed.generation := nv_embed.live_generation(relation, target);
-    coming nv_embed.generation := nv_embed.next_of(e, g, model, dim, storage);
+    coming nv_embed.generation := nv_embed.next_of(e, g, model, dim, storage, source, chunk_tokens, chunk_overlap);
     id bigint;
 BEGIN
     PERFORM nv_embed.check_relation(relation);
     PERFORM nv_embed.check_reembedded(e, g);
-    INSERT INTO nv_embed.generation (embedding, model, revision, dim, storage, target, state)
-    VALUES (e.id, coming.model, coming.revision, coming.dim, coming.storage, coming.target, coming.state)
+    INSERT INTO nv_embed.generation (embedding, model, revision, dim, storage, target, state, source, chunk_tokens, chunk_overlap)
+    VALUES (
+        e.id, coming.model, coming.revision, coming.dim, coming.storage, e.target, coming.state, coming.source, coming.chunk_tokens, coming.chunk_overlap
+    )
     RETURNING * INTO coming;
     INSERT INTO nv_embed.reembedding (embedding, from_generation, to_generation) VALUES (e.id, g.id, coming.id) RETURNING reembedding.id INTO id;
     PERFORM nv_embed.alter_reembedding(id, rows_per_s, min_overlap, min_recall);
@@ -123,9 +127,9 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.reembed(regclass, name, text, int, text, double precision, double precision, double precision, boolean)
-    IS 'Begins the move of an embedding to another model, dimension or storage, while it goes on answering; returns the re-embedding''s id. '
-       'NULL keeps what is; another model comes in its native dimension.';
+COMMENT ON FUNCTION nv_embed.reembed(regclass, name, text, int, text, double precision, double precision, double precision, text, int, int, boolean)
+    IS 'Begins the move of an embedding to another model, dimension, storage or source, into pieces or out of them, while it goes on answering; returns the '
+       're-embedding''s id. NULL keeps what is; another model comes in its native dimension; chunk_tokens 0 embeds rows whole.';
 
 CREATE OR REPLACE FUNCTION nv_embed.alter_reembedding(
     id bigint, rows_per_s double precision DEFAULT NULL, min_overlap double precision DEFAULT NULL, min_recall double precision DEFAULT NULL
@@ -153,30 +157,56 @@ $$;
 COMMENT ON FUNCTION nv_embed.alter_reembedding(bigint, double precision, double precision, double precision)
     IS 'Has a re-embedding that is under way go by other limits: rows a second that are taken of it, and the least overlap and recall to be ready with. NULL leaves them.';
 
-CREATE OR REPLACE FUNCTION nv_embed.next_of(e nv_embed.embedding, g nv_embed.generation, model text, dim int, storage text) RETURNS nv_embed.generation
+CREATE OR REPLACE FUNCTION nv_embed.next_of(
+    e nv_embed.embedding, g nv_embed.generation, model text, dim int, storage text, source text, chunk_tokens int, chunk_overlap int
+) RETURNS nv_embed.generation
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     coming nv_embed.generation := g;
 BEGIN
-    PERFORM nv_embed.check_options(e.mode, coalesce(storage, g.storage), e.chunk_tokens, e.chunk_overlap, e.truncate);
+    coming.chunks := NULL;
+    coming.source := coalesce(source, g.source);
+    coming.chunk_tokens := nullif(coalesce(chunk_tokens, g.chunk_tokens), 0);
+    coming.chunk_overlap := CASE WHEN coming.chunk_tokens IS NULL THEN 0 ELSE coalesce(chunk_overlap, g.chunk_overlap) END;
+    PERFORM nv_embed.check_options(e.mode, coalesce(storage, g.storage), coming.chunk_tokens, coming.chunk_overlap, e.truncate);
+    PERFORM nv_embed.check_source(e.relation, coming.source, e.target);
     SELECT i.model, i.revision, i.dim, coalesce(next_of.storage, g.storage), 'planned' INTO coming.model, coming.revision, coming.dim, coming.storage, coming.state
     FROM nv_embed.identify(dim, coalesce(model, g.model)) AS i;
     IF dim IS NULL AND (coming.model, coming.revision) = (g.model, g.revision) THEN
         coming.dim := g.dim;
     END IF;
-    IF (coming.model, coming.revision, coming.dim, coming.storage) = (g.model, g.revision, g.dim, g.storage) THEN
+    IF (coming.model, coming.revision, coming.dim, coming.storage) = (g.model, g.revision, g.dim, g.storage) AND nv_embed.has_same_texts(coming, g) THEN
         RAISE EXCEPTION 'the vectors of % are such already', nv_embed.qualified(e.relation)
-            USING ERRCODE = '22023', DETAIL = format('Model %s, revision %s, %s dimensions, %s.', g.model, g.revision, g.dim, g.storage),
-                HINT = 'name another model, dim or storage';
+            USING ERRCODE = '22023', DETAIL = format('Model %s, revision %s, %s dimensions, %s, of %L.', g.model, g.revision, g.dim, g.storage, g.source),
+                HINT = 'name another model, dim, storage or source, or other pieces';
+    ELSIF g.chunks IS NOT NULL AND coming.chunk_tokens IS NULL AND nv_embed.column_type(e.relation, e.target) IS NOT NULL THEN
+        RAISE EXCEPTION 'table % has a column % already', nv_embed.qualified(e.relation), quote_ident(e.target)
+            USING ERRCODE = '42701', DETAIL = 'The vectors of whole rows would have this name.', HINT = 'rename the column first';
     END IF;
     RETURN coming;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.next_of(nv_embed.embedding, nv_embed.generation, text, int, text)
+COMMENT ON FUNCTION nv_embed.next_of(nv_embed.embedding, nv_embed.generation, text, int, text, text, int, int)
     IS 'The generation that a re-embedding with these arguments makes, or an error where there is nothing to do.';
+
+CREATE OR REPLACE FUNCTION nv_embed.has_same_texts(one nv_embed.generation, other nv_embed.generation) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+RETURN (one.source, one.chunk_tokens, one.chunk_overlap) IS NOT DISTINCT FROM (other.source, other.chunk_tokens, other.chunk_overlap);
+
+COMMENT ON FUNCTION nv_embed.has_same_texts(nv_embed.generation, nv_embed.generation) IS 'Whether two generations are of the same texts, in the same pieces.';
+
+-- Of pieces too the vectors begin alike, but a row's are written under its job, as `chunk.sql` says: they are embedded again.
+CREATE OR REPLACE FUNCTION nv_embed.begins_with(whole nv_embed.generation, part nv_embed.generation) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+RETURN (whole.model, whole.revision, whole.source) = (part.model, part.revision, part.source) AND whole.dim >= part.dim
+    AND whole.chunk_tokens IS NULL AND part.chunk_tokens IS NULL;
+
+COMMENT ON FUNCTION nv_embed.begins_with(nv_embed.generation, nv_embed.generation) IS 'Whether the vectors of one generation begin with those of another, so that these can be cut from them.';
 
 CREATE OR REPLACE FUNCTION nv_embed.sampled_percent(relation regclass) RETURNS numeric
 LANGUAGE plpgsql STABLE
@@ -212,7 +242,8 @@ $$;
 COMMENT ON FUNCTION nv_embed.sample_sql(nv_embed.embedding) IS 'A query: some texts of a table.';
 
 CREATE OR REPLACE FUNCTION nv_embed.estimate_reembed(
-    relation regclass, target name DEFAULT 'embedding', model text DEFAULT NULL, dim int DEFAULT NULL, storage text DEFAULT NULL,
+    relation regclass, target name DEFAULT 'embedding', model text DEFAULT NULL, dim int DEFAULT NULL, storage text DEFAULT NULL, source text DEFAULT NULL,
+    chunk_tokens int DEFAULT NULL, chunk_overlap int DEFAULT NULL,
     OUT rows bigint, OUT is_cut boolean, OUT tokens bigint, OUT seconds double precision, OUT vector_bytes bigint, OUT index_bytes bigint
 )
 LANGUAGE plpgsql
@@ -221,15 +252,16 @@ AS $$
 DECLARE
     e CONSTANT nv_embed.embedding := nv_embed.find_embedding(relation, target);
     g CONSTANT nv_embed.generation := nv_embed.live_generation(relation, target);
-    coming CONSTANT nv_embed.generation := nv_embed.next_of(e, g, model, dim, storage);
+    coming CONSTANT nv_embed.generation := nv_embed.next_of(e, g, model, dim, storage, source, chunk_tokens, chunk_overlap);
+    bytes CONSTANT int := 8 + CASE coming.storage WHEN 'halfvec' THEN 2 ELSE 4 END * coming.dim;
     texts text[];
     measured record;
 BEGIN
     PERFORM nv_embed.check_relation(relation);
     PERFORM nv_embed.check_reembedded(e, g);
     SELECT sum(t.rows - t.blank)::bigint INTO rows FROM nv_embed.tally AS t WHERE t.generation = g.id;
-    is_cut := (coming.model, coming.revision) = (g.model, g.revision) AND coming.dim <= g.dim;
-    vector_bytes := rows * (8 + CASE coming.storage WHEN 'halfvec' THEN 2 ELSE 4 END * coming.dim);
+    is_cut := nv_embed.begins_with(g, coming);
+    vector_bytes := CASE WHEN coming.chunk_tokens IS NULL THEN rows * bytes END;
     SELECT coalesce(sum(CASE i.dim WHEN g.dim THEN i.bytes::float8 * coming.dim / g.dim ELSE i.bytes END), 0)::bigint INTO index_bytes
     FROM nv_embed.vector_indexes(relation, target) AS i
     WHERE i.is_valid AND NOT i.is_partial AND (i.dim = g.dim OR i.dim = ANY (nv_embed.model_dims(coming)));
@@ -238,14 +270,15 @@ BEGIN
         seconds := 0;
         RETURN;
     END IF;
-    EXECUTE nv_embed.sample_sql(e) INTO texts;
+    EXECUTE nv_embed.sample_sql(nv_embed.as_declared(e, coming)) INTO texts;
     SELECT * INTO measured FROM nv_embed.measure(texts, coming, e.truncate);
+    vector_bytes := coalesce(vector_bytes, (measured.pieces::float8 / nullif(cardinality(texts), 0) * rows * bytes)::bigint);
     tokens := measured.tokens::float8 / nullif(cardinality(texts), 0) * rows;
     seconds := measured.seconds / nullif(cardinality(texts), 0) * rows;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.estimate_reembed(regclass, name, text, int, text)
+COMMENT ON FUNCTION nv_embed.estimate_reembed(regclass, name, text, int, text, text, int, int)
     IS 'What reembed() with the same arguments will take: rows with content, whether their vectors are cut without a model, else tokens and the model''s seconds by a sample '
        '(NULL where this database cannot ask a sidecar), bytes of the vectors beside the present ones and of their indexes.';
 
@@ -256,10 +289,6 @@ AS $$
 DECLARE
     other nv_embed.reembedding;
 BEGIN
-    IF g.chunks IS NOT NULL THEN
-        RAISE EXCEPTION '% is embedded by pieces, which cannot be re-embedded yet', nv_embed.qualified(e.relation)
-            USING ERRCODE = '0A000', HINT = 'declare another target with the new model, and drop this one when that is filled';
-    END IF;
     SELECT * INTO other FROM nv_embed.reembedding AS r WHERE r.embedding = e.id AND r.ended_at IS NULL;
     IF FOUND THEN
         RAISE EXCEPTION 're-embedding % of % is %', other.id, nv_embed.qualified(e.relation), other.state
@@ -288,10 +317,17 @@ DECLARE
 BEGIN
     PERFORM nv_embed.check_state(r, 'planned');
     PERFORM nv_embed.lock_briefly(e.relation, '1 min');
-    coming.target := nv_embed.column_of(e.target, coming.id);
-    EXECUTE format('ALTER TABLE %s ADD COLUMN %I %s', nv_embed.qualified(e.relation), coming.target, nv_embed.type_sql(coming.storage, coming.dim));
-    PERFORM nv_embed.copy_grants(e.relation, live.target, coming.target);
-    UPDATE nv_embed.generation AS g SET state = 'next', target = coming.target WHERE g.id = coming.id;
+    IF coming.chunk_tokens IS NULL THEN
+        coming.target := nv_embed.column_of(e.target, coming.id);
+        EXECUTE format('ALTER TABLE %s ADD COLUMN %I %s', nv_embed.qualified(e.relation), coming.target, nv_embed.type_sql(coming.storage, coming.dim));
+        PERFORM nv_embed.copy_grants(e.relation, live.target, coming.target) WHERE live.chunks IS NULL;
+    ELSE
+        coming.chunks := nv_embed.make_chunks(
+            e.relation, nv_embed.chunks_name(e.relation, nv_embed.column_of(e.target, coming.id)), e.target, coming.storage, coming.dim
+        );
+        PERFORM nv_embed.guard_chunks(e, coming);
+    END IF;
+    UPDATE nv_embed.generation AS g SET state = 'next', target = coming.target, chunks = coming.chunks WHERE g.id = coming.id;
     PERFORM nv_embed.next_version(e);
     INSERT INTO nv_embed.backfill (generation) VALUES (coming.id);
     PERFORM nv_embed.set_state(id, 'backfilling');
@@ -299,7 +335,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.begin_reembedding(bigint) IS 'Adds the next generation''s column, has the triggers fill it, and leaves the rows that are there to the workers.';
+COMMENT ON FUNCTION nv_embed.begin_reembedding(bigint) IS 'Adds the next generation''s column or chunk table, has the triggers fill it, and leaves the rows that are there to the workers.';
 
 CREATE OR REPLACE FUNCTION nv_embed.copy_grants(relation regclass, from_column name, to_column name) RETURNS void
 LANGUAGE plpgsql
@@ -379,7 +415,7 @@ DECLARE
     live nv_embed.generation;
 BEGIN
     SELECT * INTO live FROM nv_embed.generation AS s
-    WHERE g.state = 'next' AND s.embedding = g.embedding AND s.state = 'live' AND s.model = g.model AND s.revision = g.revision AND s.dim >= g.dim;
+    WHERE g.state = 'next' AND s.embedding = g.embedding AND s.state = 'live' AND nv_embed.begins_with(s, g);
     RETURN live;
 END
 $$;
@@ -522,13 +558,13 @@ BEGIN
     SELECT s.step
     FROM (
         SELECT DISTINCT ON (i.method, w.dim, i.storage) i.index, i.method, w.dim, i.storage, array_to_string(c.reloptions, ', ') AS options
-        FROM nv_embed.find_indexes(e.relation, live, nv_embed.pgvector_schema()) AS i
+        FROM nv_embed.find_indexes(coalesce(live.chunks, e.relation), live, nv_embed.pgvector_schema()) AS i
         JOIN pg_class AS c ON c.oid = i.index
         CROSS JOIN LATERAL (SELECT CASE i.dim WHEN live.dim THEN coming.dim ELSE i.dim END AS dim) AS w
         WHERE i.is_valid AND NOT i.is_partial AND w.dim = ANY (nv_embed.model_dims(coming) || coming.dim)
         ORDER BY i.method, w.dim, i.storage, i.index
     ) AS i
-    CROSS JOIN LATERAL nv_embed.index_steps(e.relation, coming, i.dim, i.method, i.storage, true, coalesce(' WITH (' || i.options || ')', '')) WITH ORDINALITY AS s (step, place)
+    CROSS JOIN LATERAL nv_embed.index_steps(coalesce(coming.chunks, e.relation), coming, i.dim, i.method, i.storage, true, coalesce(' WITH (' || i.options || ')', '')) WITH ORDINALITY AS s (step, place)
     ORDER BY i.dim DESC, i.method, i.storage, s.place;
 END
 $$;
@@ -649,10 +685,16 @@ BEGIN
     PERFORM nv_embed.check_target(e, leaving);
     PERFORM nv_embed.check_target(e, coming);
     PERFORM nv_embed.check_covered(from_generation, to_generation, moment);
-    EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO %I', relation, leaving.target, nv_embed.column_of(e.target, leaving.id));
-    EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO %I', relation, coming.target, e.target);
-    UPDATE nv_embed.generation AS g SET state = 'previous', target = nv_embed.column_of(e.target, g.id) WHERE g.id = leaving.id;
+    IF leaving.chunks IS NULL THEN
+        EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO %I', relation, leaving.target, nv_embed.column_of(e.target, leaving.id));
+        leaving.target := nv_embed.column_of(e.target, leaving.id);
+    END IF;
+    IF coming.chunks IS NULL THEN
+        EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO %I', relation, coming.target, e.target);
+    END IF;
+    UPDATE nv_embed.generation AS g SET state = 'previous', target = leaving.target WHERE g.id = leaving.id;
     UPDATE nv_embed.generation AS g SET state = 'live', target = e.target WHERE g.id = coming.id;
+    UPDATE nv_embed.embedding AS s SET source = coming.source, chunk_tokens = coming.chunk_tokens, chunk_overlap = coming.chunk_overlap WHERE s.id = e.id;
     PERFORM nv_embed.next_version(e);
 END
 $$;
@@ -708,7 +750,7 @@ END
 $$;
 
 COMMENT ON FUNCTION nv_embed.finish(bigint)
-    IS 'Ends a re-embedding that was cut over or rolled back: drops the column of the generation that is not live. There is no way back then.';
+    IS 'Ends a re-embedding that was cut over or rolled back: drops the vectors of the generation that is not live. There is no way back then.';
 
 -- Those that reembedding_index_steps() named, while their column had another name.
 CREATE OR REPLACE FUNCTION nv_embed.rename_indexes(embedding bigint) RETURNS void
@@ -725,7 +767,7 @@ BEGIN
         FROM nv_embed.partitions(e.relation) AS t
         CROSS JOIN LATERAL nv_embed.find_indexes(t.part, g, nv_embed.pgvector_schema()) AS f
         JOIN pg_class AS c ON c.oid = f.index
-        WHERE c.relname = nv_embed.index_name(t.part, nv_embed.column_of(e.target, g.id), f.dim, f.storage, f.method, nv_embed.qualified(f.index))
+        WHERE g.chunks IS NULL AND c.relname = nv_embed.index_name(t.part, nv_embed.column_of(e.target, g.id), f.dim, f.storage, f.method, nv_embed.qualified(f.index))
     LOOP
         EXECUTE format('ALTER INDEX %s RENAME TO %I', nv_embed.qualified(i.index), i.name);
     END LOOP;
@@ -747,7 +789,23 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.cancel(bigint) IS 'Ends a re-embedding before its cut-over: drops the column of the next generation.';
+COMMENT ON FUNCTION nv_embed.cancel(bigint) IS 'Ends a re-embedding before its cut-over: drops the vectors of the next generation.';
+
+CREATE OR REPLACE FUNCTION nv_embed.drop_vectors(e nv_embed.embedding, g nv_embed.generation) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF g.chunks IS NULL THEN
+        EXECUTE format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', nv_embed.qualified(e.relation), g.target);
+    ELSIF EXISTS (SELECT FROM pg_class AS c WHERE c.oid = g.chunks) THEN
+        PERFORM nv_embed.lock_briefly(g.chunks, '1 min');
+        EXECUTE format('DROP TABLE %s', nv_embed.qualified(g.chunks));
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.drop_vectors(nv_embed.embedding, nv_embed.generation) IS 'Drops the column or the chunk table of a generation.';
 
 CREATE OR REPLACE FUNCTION nv_embed.end_generation(id bigint, generation bigint) RETURNS void
 LANGUAGE plpgsql
@@ -760,7 +818,7 @@ DECLARE
 BEGIN
     IF g.state <> 'planned' THEN
         PERFORM nv_embed.lock_briefly(e.relation, '1 min');
-        EXECUTE format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', nv_embed.qualified(e.relation), g.target);
+        PERFORM nv_embed.drop_vectors(e, g);
     END IF;
     PERFORM nv_embed.forget(generation);
     DELETE FROM nv_embed.generation AS s WHERE s.id = generation;
@@ -772,11 +830,12 @@ END
 $$;
 
 COMMENT ON FUNCTION nv_embed.end_generation(bigint, bigint)
-    IS 'Ends a re-embedding and drops its generation that is not live: the column with its indexes, its jobs and its numbers.';
+    IS 'Ends a re-embedding and drops its generation that is not live: the column or chunk table with its indexes, its jobs and its numbers.';
 
 CREATE OR REPLACE VIEW nv_embed.reembedding_status WITH (security_invoker) AS
 SELECT r.id, e.relation, e.target, r.state, r.rows_per_s, r.min_overlap, r.min_recall, r.overlap, r.recall,
     o.model AS from_model, o.dim AS from_dim, o.storage AS from_storage, n.model AS to_model, n.dim AS to_dim, n.storage AS to_storage,
+    n.source AS to_source, n.chunk_tokens AS to_chunk_tokens,
     CASE WHEN b.counted IS NOT FALSE THEN t.rows - t.blank END AS rows,
     CASE WHEN b.counted IS NOT FALSE THEN t.vectors - t.stale END AS embedded,
     CASE WHEN b.counted IS NOT FALSE THEN coalesce((t.vectors - t.stale)::float8 / nullif(t.rows - t.blank, 0), 1) END AS progress,

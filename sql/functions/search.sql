@@ -187,10 +187,10 @@ RETURNS TABLE (
 )
 LANGUAGE sql STABLE ROWS 1
 BEGIN ATOMIC
-    SELECT c.oid::regclass, nv_embed.placed(g, p.target), nv_embed.pgvector_schema(), quote_ident(c.relname), format('%I.%I', n.nspname, c.relname), s.columns, s.key,
+    SELECT c.oid::regclass, p.g, nv_embed.pgvector_schema(), quote_ident(c.relname), format('%I.%I', n.nspname, c.relname), s.columns, s.key,
         (
-            k.is_table AND (g.chunks IS NULL OR h.relkind IN ('r', 'p') AND NOT h.relhasrules AND h.relowner = c.relowner)
-            AND a.atttypmod = g.dim AND a.atttypid = nv_embed.storage_type(g.storage)
+            k.is_table AND ((p.g).chunks IS NULL OR h.relkind IN ('r', 'p') AND NOT h.relhasrules AND h.relowner = c.relowner)
+            AND a.atttypmod = (p.g).dim AND a.atttypid = nv_embed.storage_type((p.g).storage)
         ) IS TRUE,
         i.dim, i.storage, i.is_partial, i.lists
     FROM pg_type AS y
@@ -199,14 +199,17 @@ BEGIN ATOMIC
     -- Planning to read a view may call what its owner made.
     CROSS JOIN LATERAL (SELECT c.relkind IN ('r', 'p') AND NOT c.relhasrules AS is_table OFFSET 0) AS k
     CROSS JOIN LATERAL (SELECT CASE WHEN k.is_table THEN nv_embed.hold(c.oid) ELSE c.oid::regclass END AS relation OFFSET 0) AS w
-    JOIN nv_embed.embedding AS e ON e.relation = w.relation AND e.target = look_up.target
-    JOIN nv_embed.generation AS g ON g.embedding = e.id AND g.state = 'live'
+    -- Below the lock: whether a row has been changed since is to be seen after that was waited for.
     CROSS JOIN LATERAL (
-        SELECT g.xmax <> '0' AS is_old, CASE g.xmax WHEN '0' THEN g.target ELSE nv_embed.column_name(g, w.relation) END AS target OFFSET 0
+        SELECT nv_embed.placed(g, CASE g.xmax WHEN '0' THEN g.target ELSE nv_embed.column_name(g, w.relation) END) AS g, g.xmax <> '0' AS is_old, g.target
+        FROM nv_embed.embedding AS e JOIN nv_embed.generation AS g ON g.embedding = e.id AND g.state = 'live'
+        WHERE e.relation = w.relation AND e.target = look_up.target
+        OFFSET 0
     ) AS p
-    LEFT JOIN pg_class AS h ON h.oid = g.chunks
-    LEFT JOIN pg_attribute AS a ON a.attrelid = coalesce(g.chunks, c.oid) AND CASE WHEN p.is_old AND g.attrelid = c.oid THEN a.attnum = g.attnum ELSE a.attname = g.target END
-    LEFT JOIN LATERAL nv_embed.choose_index(nv_embed.placed(g, p.target), coalesce(g.chunks, c.oid::regclass), nv_embed.pgvector_schema(), wanted_dim, rescore) AS i ON true
+    LEFT JOIN pg_class AS h ON h.oid = (p.g).chunks
+    LEFT JOIN pg_attribute AS a ON a.attrelid = coalesce((p.g).chunks, c.oid)
+        AND CASE WHEN p.is_old AND (p.g).attrelid = c.oid THEN a.attnum = (p.g).attnum ELSE a.attname = p.target END
+    LEFT JOIN LATERAL nv_embed.choose_index(p.g, coalesce((p.g).chunks, c.oid::regclass), nv_embed.pgvector_schema(), wanted_dim, rescore) AS i ON true
     CROSS JOIN LATERAL (
         SELECT
             CASE WHEN p.is_old THEN nv_embed.present_columns(w.relation) ELSE (

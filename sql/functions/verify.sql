@@ -70,7 +70,7 @@ DECLARE
     chosen record;
 BEGIN
     t.g := g;
-    SELECT * INTO chosen FROM nv_embed.choose_index(g, e.relation, t.pgvector, NULL, true) AS i;
+    SELECT * INTO chosen FROM nv_embed.choose_index(g, coalesce(g.chunks, e.relation), t.pgvector, NULL, true) AS i;
     candidates := nv_embed.candidates(k, oversample) * CASE chosen.storage WHEN 'bit' THEN 4 ELSE 1 END;
     lists := chosen.lists;
     statement := format(
@@ -83,6 +83,23 @@ $$;
 COMMENT ON FUNCTION nv_embed.nearest_sql(nv_embed.embedding, nv_embed.generation, int)
     IS 'A statement: the keys of the rows whose vectors of a generation are nearest to $1, best first. As nv_search would find them were that live.';
 
+CREATE OR REPLACE FUNCTION nv_embed.vector_sql(e nv_embed.embedding, g nv_embed.generation) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF g.chunks IS NULL THEN
+        RETURN format('t.%I::%s.vector', g.target, nv_embed.pgvector_schema());
+    END IF;
+    RETURN format(
+        '(SELECT c.%I::%s.vector FROM %s AS c WHERE %s AND c.seq OPERATOR(pg_catalog.=) 0)', g.target, nv_embed.pgvector_schema(), nv_embed.qualified(g.chunks),
+        nv_embed.same_key_sql(e.relation, 'c', 't')
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.vector_sql(nv_embed.embedding, nv_embed.generation) IS 'An SQL expression: a generation''s vector of a row t, of pieces the first one''s.';
+
 CREATE OR REPLACE FUNCTION nv_embed.vectors_sql(e nv_embed.embedding, one nv_embed.generation, other nv_embed.generation) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -90,9 +107,10 @@ AS $$
 BEGIN
     -- Whole blocks are read, and of what they hold not only the first rows.
     RETURN format(
-        'SELECT * FROM (SELECT %1$s AS key, t.%2$I::%3$s.vector AS one, t.%4$I::%3$s.vector AS other FROM %5$s AS t TABLESAMPLE SYSTEM (%6$s)'
-        ' WHERE t.%2$I IS NOT NULL AND t.%4$I IS NOT NULL LIMIT 1000) AS s ORDER BY pg_catalog.random() LIMIT $1',
-        nv_embed.key_sql(e.relation, 't'), one.target, nv_embed.pgvector_schema(), other.target, nv_embed.qualified(e.relation), nv_embed.sampled_percent(e.relation)
+        'SELECT * FROM (SELECT %1$s AS key, %2$s AS one, %3$s AS other FROM %4$s AS t TABLESAMPLE SYSTEM (%5$s)) AS s'
+        ' WHERE one IS NOT NULL AND other IS NOT NULL ORDER BY pg_catalog.random() LIMIT $1',
+        nv_embed.key_sql(e.relation, 't'), nv_embed.vector_sql(e, one), nv_embed.vector_sql(e, other), nv_embed.qualified(e.relation),
+        nv_embed.sampled_percent(e.relation)
     );
 END
 $$;
@@ -173,6 +191,8 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    -- Loads pgvector, whose settings are to be read.
+    loaded CONSTANT int := nv_embed.width('[0]');
     declared CONSTANT record := nv_embed.declaration(r.from_generation);
     e CONSTANT nv_embed.embedding := declared.e;
     coming CONSTANT nv_embed.generation := (nv_embed.declaration(r.to_generation)).g;

@@ -15,7 +15,7 @@ CREATE TABLE nv_embed.embedding (
     UNIQUE (relation, target)
 );
 
-COMMENT ON TABLE nv_embed.embedding IS 'Declarations: this table, these source columns, this target column.';
+COMMENT ON TABLE nv_embed.embedding IS 'Declarations: this table, these source columns, this target column. What a re-embedding can change is that of the live generation.';
 COMMENT ON COLUMN nv_embed.embedding.source IS 'Template over the table''s columns, {title}: {body}; a doubled brace is a brace.';
 COMMENT ON COLUMN nv_embed.embedding.chunk_tokens IS 'Tokens of a piece at most; NULL where a row is embedded whole.';
 COMMENT ON COLUMN nv_embed.embedding.chunk_overlap IS 'Tokens that a piece repeats of the one before.';
@@ -29,6 +29,9 @@ CREATE TABLE nv_embed.generation (
     storage   text NOT NULL CHECK (storage IN ('vector', 'halfvec')),
     target    name NOT NULL,
     state     text NOT NULL DEFAULT 'live' CHECK (state IN ('planned', 'next', 'live', 'previous')),
+    source    text NOT NULL,
+    chunk_tokens  int CHECK (chunk_tokens > 0),
+    chunk_overlap int NOT NULL DEFAULT 0 CHECK (chunk_overlap >= 0),
     chunks    regclass,
     attrelid  oid,
     attnum    smallint,
@@ -38,6 +41,7 @@ CREATE TABLE nv_embed.generation (
 COMMENT ON TABLE nv_embed.generation IS 'One embedding''s vectors by one model at one dimension and storage type; exactly one is live.';
 COMMENT ON COLUMN nv_embed.generation.revision IS 'A sidecar that serves another revision is refused, so that two models never share a column.';
 COMMENT ON COLUMN nv_embed.generation.target IS 'The column that holds this generation''s vectors: of the user''s table, or of the chunk table.';
+COMMENT ON COLUMN nv_embed.generation.source IS 'The template that its texts are made by, as chunk_tokens and chunk_overlap are how they are cut.';
 COMMENT ON COLUMN nv_embed.generation.state IS 'live answers searches; next is being filled, previous was live before; planned has no column yet.';
 COMMENT ON COLUMN nv_embed.generation.chunks IS 'The chunk table; NULL where a row is embedded whole.';
 COMMENT ON COLUMN nv_embed.generation.attrelid IS 'The table whose column attnum is target. Not a regclass: in a restored dump it is no table''s, and the name holds.';
@@ -66,8 +70,8 @@ CREATE POLICY written_by_owner ON nv_embed.generation
     USING (EXISTS (SELECT FROM nv_embed.embedding AS e WHERE e.id = generation.embedding AND nv_embed.owns(e.relation)));
 
 -- By columns, so that nobody chooses a declaration's number.
-GRANT UPDATE (mode, truncate) ON nv_embed.embedding TO PUBLIC;
-GRANT UPDATE (state, target, attrelid, attnum, version) ON nv_embed.generation TO PUBLIC;
+GRANT UPDATE (mode, truncate, source, chunk_tokens, chunk_overlap) ON nv_embed.embedding TO PUBLIC;
+GRANT UPDATE (state, target, chunks, attrelid, attnum, version) ON nv_embed.generation TO PUBLIC;
 GRANT SELECT, DELETE ON nv_embed.embedding, nv_embed.generation TO PUBLIC;
 GRANT INSERT (relation, target, source, mode, truncate, chunk_tokens, chunk_overlap) ON nv_embed.embedding TO PUBLIC;
-GRANT INSERT (embedding, model, revision, dim, storage, target, state, chunks) ON nv_embed.generation TO PUBLIC;
+GRANT INSERT (embedding, model, revision, dim, storage, target, state, source, chunk_tokens, chunk_overlap, chunks) ON nv_embed.generation TO PUBLIC;

@@ -493,3 +493,108 @@ def test_verification_that_cannot_be_is_refused(db: Connection, install: Install
     ):
         with pytest.raises(psycopg.errors.InvalidParameterValue, match=says):
             db.execute(f"SELECT nv_embed.add_canary('docs', 'embedding', {arguments})".encode())
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({}, {"source": "{body}, once more"}),
+        ({}, {"chunk_tokens": 8, "chunk_overlap": 2}),
+        ({"chunk_tokens": 8}, {"chunk_tokens": 0}),
+        ({"chunk_tokens": 8}, {"dim": 512}),
+        ({"chunk_tokens": 8}, {"chunk_tokens": 16, "source": "about {body}", "storage": "vector"}),
+    ],
+    ids=["another source", "into pieces", "out of pieces", "pieces to another width", "other pieces of other texts"],
+)
+def test_texts_and_pieces_change_while_the_old_ones_answer_and_come_back(
+    db: Connection, dsn: str, sidecar: Sidecar, client: Client, first: dict[str, Any], then: dict[str, Any]
+) -> None:
+    named = "".join(f", {name} => {value}" for name, value in first.items())
+    db.execute(f"SELECT nv_embed.auto_embed('docs', '{{body}}', dim => 384, mode => 'async'{named})".encode())
+    db.execute("INSERT INTO docs SELECT n, repeat('word' || n || ' ', 20) FROM generate_series(1, 30) AS n")
+    drain(dsn, sidecar.address)
+    before = declared(db)
+    id = reembed(db, **then)
+    write(db, 100)
+    with working(dsn, sidecar.address):
+        advance(db, id)
+        write(db, 200)
+        assert one(db, "SELECT nv_embed.wait('docs', timeout => '30 s')")
+        assert (declared(db), made_of(db, client)) == (before, 33)
+        db.execute("SELECT nv_embed.cut_over(%s)", [id])
+        after = declared(db)
+        assert after != before
+        write(db, 300)
+        assert one(db, "SELECT nv_embed.wait('docs', timeout => '30 s')")
+        assert made_of(db, client) == 35
+        db.execute("SELECT nv_embed.roll_back(%s)", [id])
+        assert (declared(db), made_of(db, client)) == (before, 35)
+        db.execute("SELECT nv_embed.finish(%s)", [id])
+        id = reembed(db, **then)
+        advance(db, id)
+        db.execute("SELECT nv_embed.cut_over(%s)", [id])
+    db.execute("SELECT nv_embed.finish(%s)", [id])
+    write(db, 400)
+    drain(dsn, sidecar.address)
+    assert (declared(db), made_of(db, client)) == (after, 37)
+    assert db.execute("SELECT rows, embedded, pending, coverage FROM nv_embed.status").fetchall() == [(38, 37, 0, 1.0)]
+    assert one(db, "SELECT count(*) FROM pg_class WHERE relname LIKE 'docs_embedding%' AND relkind = 'r'") == (after[1] is not None)
+    db.execute("SELECT nv_embed.drop_auto_embed('docs', keep_vectors => false)")
+    assert columns(db) == ["id", "body"]
+    assert one(db, "SELECT count(*) FROM pg_class WHERE relname LIKE 'docs_%' AND relkind = 'r'") == 0
+
+
+def write(db: Connection, key: int) -> None:
+    """Two rows that stay and one that has no content are written, one is changed, one is moved, two go."""
+    db.execute(
+        "INSERT INTO docs VALUES (%s, 'new ' || %s), (%s, repeat('long ', 30)), (%s, ' '), (%s, 'short-lived')", [key, key, key + 1, key + 2, key + 3]
+    )
+    db.execute("UPDATE docs SET body = body || ' changed' WHERE id = %s", [key // 100])
+    db.execute("UPDATE docs SET id = %s WHERE id = %s", [key + 5, key // 100 + 10])
+    db.execute("DELETE FROM docs WHERE id IN (%s, %s)", [key + 3, key - 98])
+
+
+def declared(db: Connection) -> tuple[Any, ...]:
+    """What is declared, which is what is live."""
+    found = db.execute("SELECT source, chunk_tokens, chunk_overlap FROM nv_embed.embedding").fetchone()
+    live = "SELECT source, chunk_tokens, chunk_overlap, dim, storage FROM nv_embed.generation WHERE state = 'live'"
+    assert found is not None
+    row = db.execute(live).fetchone()
+    assert row is not None
+    assert row[:3] == found
+    return row
+
+
+def made_of(db: Connection, client: Client) -> int:
+    """How many rows are found by just their text, or their first piece; fails on one that is not."""
+    source, chunk_tokens, overlap, dim, _ = declared(db)
+    rendered = one(db, "SELECT nv_embed.rendered(%s, 'docs')", [source])
+    rows = db.execute(f"SELECT id, {rendered} FROM docs WHERE body <> ' '".encode()).fetchall()
+    for key, told in rows:
+        piece = told
+        if chunk_tokens:
+            first = client.chunk(told, chunk_tokens, overlap=overlap)[0]
+            piece = told[first.start_char : first.end_char]
+        asked = str(client.embed([piece], dim=dim)[0].tolist())
+        found = db.execute("SELECT (hit).id, score FROM nv_search(NULL::docs, %s::vector, k => 50)", [asked]).fetchall()
+        assert dict(found)[key] == pytest.approx(1, abs=2e-3), (key, told)
+    assert one(db, "SELECT count(*) FROM nv_search(NULL::docs, %s::vector, k => 100)", [asked]) == len(rows)
+    return len(rows)
+
+
+def test_a_table_of_another_owner_is_no_chunk_table(db: Connection, connect: Callable[..., Connection]) -> None:
+    """Rows' pieces are taken away with the rights of whoever installed nv_embed."""
+    db.execute("CREATE TABLE victim (id int PRIMARY KEY, embedding halfvec(384)); INSERT INTO victim VALUES (1)")
+    app = connect("app")
+    app.execute("CREATE TABLE bait (id int PRIMARY KEY, body text)")
+    app.execute("SELECT nv_embed.auto_embed('bait', '{body}', dim => 384, mode => 'off')")
+    app.execute("INSERT INTO bait VALUES (1, 'text')")
+    app.execute(
+        "INSERT INTO nv_embed.generation (embedding, model, revision, dim, storage, target, state, source, chunks)"
+        " SELECT id, 'fake', '1', 384, 'halfvec', 'embedding', 'previous', '{body}', 'victim' FROM nv_embed.embedding"
+    )
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=r"chunk table .* has been altered"):
+        app.execute("DELETE FROM bait")
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=r"chunk table .* has been altered"):
+        app.execute("TRUNCATE bait")
+    assert one(db, "SELECT count(*) FROM victim") == 1
