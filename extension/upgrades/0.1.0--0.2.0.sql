@@ -70,8 +70,8 @@ COMMENT ON COLUMN nv_embed.generation.state IS 'live answers searches; next is b
 COMMENT ON COLUMN nv_embed.generation.attrelid IS 'The table whose column attnum is target. Not a regclass: in a restored dump it is no table''s, and the name holds.';
 COMMENT ON COLUMN nv_embed.generation.attnum IS 'The column''s number: its name changes hands at a cut-over, which a reader with an older snapshot does not see.';
 COMMENT ON COLUMN nv_embed.generation.version IS 'Of the live one: grows whenever its embedding''s generations change. The triggers carry it too: a writer whose snapshot has another is refused.';
-GRANT UPDATE (mode, truncate, source, chunk_tokens, chunk_overlap) ON nv_embed.embedding TO PUBLIC;
-GRANT UPDATE (state, target, chunks, attrelid, attnum, version) ON nv_embed.generation TO PUBLIC;
+GRANT UPDATE (mode, truncate) ON nv_embed.embedding TO PUBLIC;
+GRANT UPDATE (state, target, attrelid, attnum, version) ON nv_embed.generation TO PUBLIC;
 GRANT INSERT (chunk_tokens, chunk_overlap) ON nv_embed.embedding TO PUBLIC;
 GRANT INSERT (state, source, chunk_tokens, chunk_overlap, chunks) ON nv_embed.generation TO PUBLIC;
 

@@ -461,7 +461,7 @@ BEGIN
         RAISE EXCEPTION 'must be owner of table %', nv_embed.qualified(relation) USING ERRCODE = '42501';
     END IF;
     PERFORM nv_embed.drop_triggers(e);
-    PERFORM nv_embed.drop_vectors(e, s) FROM nv_embed.generation AS s WHERE s.embedding = e.id AND s.state IN ('next', 'previous');
+    PERFORM nv_embed.drop_vectors(e, s) FROM nv_embed.generation AS s WHERE s.embedding = e.id AND s.state <> 'live';
     IF g.chunks IN (SELECT c.oid FROM pg_class AS c) THEN
         PERFORM nv_embed.release_chunks(g);
         IF NOT keep_vectors THEN

@@ -113,9 +113,12 @@ DECLARE
 BEGIN
     PERFORM nv_embed.check_relation(relation);
     PERFORM nv_embed.check_reembedded(e, g);
-    INSERT INTO nv_embed.generation (embedding, model, revision, dim, storage, target, state, source, chunk_tokens, chunk_overlap)
+    INSERT INTO nv_embed.generation (embedding, model, revision, dim, storage, target, state, source, chunk_tokens, chunk_overlap, chunks)
     VALUES (
-        e.id, coming.model, coming.revision, coming.dim, coming.storage, e.target, coming.state, coming.source, coming.chunk_tokens, coming.chunk_overlap
+        e.id, coming.model, coming.revision, coming.dim, coming.storage, e.target, coming.state, coming.source, coming.chunk_tokens, coming.chunk_overlap,
+        CASE WHEN coming.chunk_tokens IS NOT NULL THEN
+            nv_embed.make_chunks(relation, nv_embed.chunks_name(relation, nv_embed.column_of(target, g.id + 1)), target, coming.storage, coming.dim)
+        END
     )
     RETURNING * INTO coming;
     INSERT INTO nv_embed.reembedding (embedding, from_generation, to_generation) VALUES (e.id, g.id, coming.id) RETURNING reembedding.id INTO id;
@@ -322,12 +325,9 @@ BEGIN
         EXECUTE format('ALTER TABLE %s ADD COLUMN %I %s', nv_embed.qualified(e.relation), coming.target, nv_embed.type_sql(coming.storage, coming.dim));
         PERFORM nv_embed.copy_grants(e.relation, live.target, coming.target) WHERE live.chunks IS NULL;
     ELSE
-        coming.chunks := nv_embed.make_chunks(
-            e.relation, nv_embed.chunks_name(e.relation, nv_embed.column_of(e.target, coming.id)), e.target, coming.storage, coming.dim
-        );
         PERFORM nv_embed.guard_chunks(e, coming);
     END IF;
-    UPDATE nv_embed.generation AS g SET state = 'next', target = coming.target, chunks = coming.chunks WHERE g.id = coming.id;
+    UPDATE nv_embed.generation AS g SET state = 'next', target = coming.target WHERE g.id = coming.id;
     PERFORM nv_embed.next_version(e);
     INSERT INTO nv_embed.backfill (generation) VALUES (coming.id);
     PERFORM nv_embed.set_state(id, 'backfilling');
@@ -335,7 +335,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.begin_reembedding(bigint) IS 'Adds the next generation''s column or chunk table, has the triggers fill it, and leaves the rows that are there to the workers.';
+COMMENT ON FUNCTION nv_embed.begin_reembedding(bigint) IS 'Adds the next generation''s column, or guards its chunk table, has the triggers fill it, and leaves the rows that are there to the workers.';
 
 CREATE OR REPLACE FUNCTION nv_embed.copy_grants(relation regclass, from_column name, to_column name) RETURNS void
 LANGUAGE plpgsql
@@ -694,13 +694,26 @@ BEGIN
     END IF;
     UPDATE nv_embed.generation AS g SET state = 'previous', target = leaving.target WHERE g.id = leaving.id;
     UPDATE nv_embed.generation AS g SET state = 'live', target = e.target WHERE g.id = coming.id;
-    UPDATE nv_embed.embedding AS s SET source = coming.source, chunk_tokens = coming.chunk_tokens, chunk_overlap = coming.chunk_overlap WHERE s.id = e.id;
+    PERFORM nv_embed.declare_live(e.id);
     PERFORM nv_embed.next_version(e);
 END
 $$;
 
 COMMENT ON FUNCTION nv_embed.exchange(nv_embed.embedding, bigint, bigint, interval)
     IS 'Makes another generation the live one: catalog, columns'' names and triggers, at once.';
+
+-- With its owner's rights: nobody else may say that present vectors are of another text.
+CREATE OR REPLACE FUNCTION nv_embed.declare_live(embedding bigint) RETURNS void
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE nv_embed.embedding AS e
+    SET source = g.source, chunk_tokens = g.chunk_tokens, chunk_overlap = g.chunk_overlap
+    FROM nv_embed.generation AS g
+    WHERE e.id = declare_live.embedding AND g.embedding = e.id AND g.state = 'live';
+$$;
+
+COMMENT ON FUNCTION nv_embed.declare_live(bigint) IS 'Has a declaration say the texts and pieces of its live generation.';
 
 CREATE OR REPLACE FUNCTION nv_embed.cut_over(id bigint, patience interval DEFAULT '1 min') RETURNS void
 LANGUAGE plpgsql
@@ -796,7 +809,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF g.chunks IS NULL THEN
+    IF g.chunks IS NULL AND g.state <> 'planned' THEN
         EXECUTE format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', nv_embed.qualified(e.relation), g.target);
     ELSIF EXISTS (SELECT FROM pg_class AS c WHERE c.oid = g.chunks) THEN
         PERFORM nv_embed.lock_briefly(g.chunks, '1 min');
@@ -805,7 +818,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.drop_vectors(nv_embed.embedding, nv_embed.generation) IS 'Drops the column or the chunk table of a generation.';
+COMMENT ON FUNCTION nv_embed.drop_vectors(nv_embed.embedding, nv_embed.generation) IS 'Drops the column of a generation, if it has one yet, or its chunk table.';
 
 CREATE OR REPLACE FUNCTION nv_embed.end_generation(id bigint, generation bigint) RETURNS void
 LANGUAGE plpgsql
@@ -818,8 +831,8 @@ DECLARE
 BEGIN
     IF g.state <> 'planned' THEN
         PERFORM nv_embed.lock_briefly(e.relation, '1 min');
-        PERFORM nv_embed.drop_vectors(e, g);
     END IF;
+    PERFORM nv_embed.drop_vectors(e, g);
     PERFORM nv_embed.forget(generation);
     DELETE FROM nv_embed.generation AS s WHERE s.id = generation;
     IF g.state <> 'planned' THEN

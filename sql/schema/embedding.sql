@@ -70,8 +70,8 @@ CREATE POLICY written_by_owner ON nv_embed.generation
     USING (EXISTS (SELECT FROM nv_embed.embedding AS e WHERE e.id = generation.embedding AND nv_embed.owns(e.relation)));
 
 -- By columns, so that nobody chooses a declaration's number.
-GRANT UPDATE (mode, truncate, source, chunk_tokens, chunk_overlap) ON nv_embed.embedding TO PUBLIC;
-GRANT UPDATE (state, target, chunks, attrelid, attnum, version) ON nv_embed.generation TO PUBLIC;
+GRANT UPDATE (mode, truncate) ON nv_embed.embedding TO PUBLIC;
+GRANT UPDATE (state, target, attrelid, attnum, version) ON nv_embed.generation TO PUBLIC;
 GRANT SELECT, DELETE ON nv_embed.embedding, nv_embed.generation TO PUBLIC;
 GRANT INSERT (relation, target, source, mode, truncate, chunk_tokens, chunk_overlap) ON nv_embed.embedding TO PUBLIC;
 GRANT INSERT (embedding, model, revision, dim, storage, target, state, source, chunk_tokens, chunk_overlap, chunks) ON nv_embed.generation TO PUBLIC;

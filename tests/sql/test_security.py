@@ -294,7 +294,7 @@ def test_chunks_that_are_no_chunk_table_are_not_read(connect: Callable[..., Conn
     owner.execute("INSERT INTO hostile.docs VALUES (1, 'text')")
     pieces = "SELECT id, m AS seq, m AS start_char, m AS end_char, embedding FROM hostile.docs"
     owner.execute(f"CREATE {made} hostile.pieces AS {pieces}")
-    columns = "embedding, model, revision, dim, storage, target"
+    columns = "embedding, model, revision, dim, storage, target, source"
     owner.execute(
         f"WITH gone AS (DELETE FROM nv_embed.generation RETURNING *) INSERT INTO nv_embed.generation ({columns}, chunks)"
         f" SELECT {columns}, 'hostile.pieces' FROM gone"
