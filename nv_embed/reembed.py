@@ -32,6 +32,7 @@ class Wanted:
         relation: the table's name, as SQL reads it.
         rows_per_s: how many rows workers may take of it, all together.
         min_overlap, min_recall: what it is not ready under, from 0 to 1; None is no limit.
+        chunk_tokens: of a piece at most; 0 embeds rows whole.
     """
 
     relation: str
@@ -42,6 +43,9 @@ class Wanted:
     rows_per_s: float | None = None
     min_overlap: float | None = None
     min_recall: float | None = None
+    source: str | None = None
+    chunk_tokens: int | None = None
+    chunk_overlap: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Estimate:
         rows: with content.
         is_cut: whether vectors are cut to size in the database, without a model.
         tokens, seconds: of the model, by a sample; None where the database cannot ask a sidecar.
-        vector_bytes, index_bytes: beside the present ones.
+        vector_bytes, index_bytes: beside the present ones; of vectors None where nobody knows into how many pieces rows will be cut.
     """
 
     rows: int | None
@@ -85,6 +89,9 @@ class Status:
     to_model: str | None
     to_dim: int | None
     to_storage: str | None
+    to_source: str | None
+    to_chunk_tokens: int | None
+    to_chunk_overlap: int | None
     rows: int | None
     embedded: int | None
     pending: int | None
@@ -104,6 +111,7 @@ class Watcher(IndexWatcher, Protocol):
 
 STATUS = """
     SELECT r.id, nv_embed.qualified(r.relation), r.target, r.state, r.from_model, r.from_dim, r.from_storage, r.to_model, r.to_dim, r.to_storage,
+        r.to_source, r.to_chunk_tokens, r.to_chunk_overlap,
         r.rows, r.embedded, r.pending, r.failed, r.rate, r.eta, r.overlap, r.recall, r.ended_at IS NOT NULL,
         (
             SELECT count(*) FROM nv_embed.worker AS w
@@ -115,8 +123,8 @@ STATUS = """
 
 def estimate(connection: Connection, wanted: Wanted) -> Estimate:
     row = connection.execute(
-        "SELECT * FROM nv_embed.estimate_reembed(%s::regclass, %s, %s, %s, %s)",
-        [wanted.relation, wanted.target, wanted.model, wanted.dim, wanted.storage],
+        "SELECT * FROM nv_embed.estimate_reembed(%s::regclass, %s, %s, %s, %s, %s, %s, %s)",
+        [wanted.relation, wanted.target, wanted.model, wanted.dim, wanted.storage, wanted.source, wanted.chunk_tokens, wanted.chunk_overlap],
     ).fetchone()
     assert row is not None
     return Estimate(*row)
@@ -137,7 +145,7 @@ def status(connection: Connection, id: int) -> Status:
 def begin(connection: Connection, wanted: Wanted) -> int:
     """Returns its id."""
     row = connection.execute(
-        "SELECT nv_embed.reembed(%s::regclass, %s, %s, %s, %s, %s, %s, %s)",
+        "SELECT nv_embed.reembed(%s::regclass, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
         astuple(wanted),
     ).fetchone()
     assert row is not None

@@ -38,11 +38,11 @@ from nv_embed.alembic.index import CreateEmbeddingIndex, DropEmbeddingIndex
 from nv_embed.alembic.reembedding import Reembed
 from nv_embed.alembic.watcher import log
 from nv_embed.sqlalchemy import Embedding, EmbeddingIndex, declared
-from nv_embed.sqlalchemy.embedding import KEY
+from nv_embed.sqlalchemy.embedding import KEY, source_columns
 
 RenderItem = Callable[[str, Any, AutogenContext], str | Literal[False]]
 
-MADE_ANEW = "What is embedded has changed: searches find nothing here until the vectors are made anew."
+MADE_ANEW = "A column that was embedded goes: searches find nothing here until the vectors are made anew."
 COMMITS = "Commits what was done before: best in a revision of its own."
 
 
@@ -179,7 +179,7 @@ class _Comparison:
                 column_stays = target in table.columns and created is None and target not in added
                 self._add(edit, place, wanted[target], column_stays, is_new=created is not None)
             else:
-                self._change(edit, place, present[target], wanted[target])
+                self._change(edit, place, present[target], wanted[target], {column.name for column in table.columns})
         edit.middle += list(_comments(table, edit.middle))
         if created is not None:
             created.columns = _without(created.columns, _columns(wanted))
@@ -222,19 +222,19 @@ class _Comparison:
         (edit.middle if is_new else edit.last).extend(indexes)
         log.info("Detected added embedding '%s'", place)
 
-    def _change(self, edit: Edit, place: "_Place", present: Embedding, wanted: Embedding) -> None:
-        moves = self._moves(present, wanted)
-        pieces = [(each.source, each.chunk_tokens, each.chunk_overlap) for each in (present, wanted)]
-        if pieces[0] != pieces[1] or (moves and wanted.chunk_tokens is not None):
+    def _change(self, edit: Edit, place: "_Place", present: Embedding, wanted: Embedding, columns: set[str]) -> None:
+        if not set(source_columns(present.source)) <= columns:
+            # Its vectors could not be kept in step until those of another source are there.
             self._make_anew(edit, place, present, wanted)
             return
+        moves = self._moves(present, wanted)
         differs = {name: getattr(wanted, name) for name in ("mode", "truncate") if getattr(wanted, name) not in (None, getattr(present, name))}
         if differs:
             existing = {f"existing_{name}": getattr(present, name) for name in differs}
             edit.middle.append(AlterAutoEmbedding(place.table, place.target, schema=place.schema, **differs, **existing))
             log.info("Detected changed embedding '%s': %s", place, ", ".join(differs))
         if moves:
-            existing = {f"existing_{name}": getattr(present, name) for name in moves}
+            existing = {f"existing_{name}": getattr(present, name) or (0 if name == "chunk_tokens" else None) for name in moves}
             edit.last.append(replace(Reembed(place.table, place.target, schema=place.schema, **moves, **existing), note=COMMITS))
             log.info("Detected changed embedding '%s': %s", place, ", ".join(moves))
         self._change_indexes(edit, place, present, wanted, moves.get("dim") or present.dim)
@@ -255,7 +255,8 @@ class _Comparison:
             moves = {"model": wanted.model, "dim": wanted.dim}
         elif wanted.dim not in (None, present.dim):
             moves = {"dim": wanted.dim}
-        return moves if wanted.storage == present.storage else {**moves, "storage": wanted.storage}
+        moves |= {name: getattr(wanted, name) for name in ("storage", "source", "chunk_overlap") if getattr(wanted, name) != getattr(present, name)}
+        return moves if wanted.chunk_tokens == present.chunk_tokens else {**moves, "chunk_tokens": wanted.chunk_tokens or 0}
 
     def _change_indexes(self, edit: Edit, place: "_Place", present: Embedding, wanted: Embedding, dim: int | None) -> None:
         """Those that the vectors have, as a re-embedding leaves them, against those that they are to have."""

@@ -56,6 +56,14 @@ SHADOWS = text("""
     WHERE g.state IN ('next', 'previous') AND g.chunks IS NULL
 """)
 
+SHADOW_CHUNKS = text("""
+    SELECT n.nspname, c.relname
+    FROM nv_embed.generation AS g
+    JOIN pg_catalog.pg_class AS c ON c.oid = g.chunks
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE g.state <> 'live'
+""")
+
 IDENTIFY = text("SELECT model FROM nv_embed.identify(NULL, :model)")
 
 
@@ -103,6 +111,7 @@ def read(connection: Connection, default_schema: str | None) -> Catalog:
         catalog.tables[named(schema, table)].embeddings[target] = embedding
         if chunks is not None:
             catalog.chunks.add(named(chunk_schema, chunks))
+    catalog.chunks |= {named(schema, chunks) for schema, chunks in connection.execute(SHADOW_CHUNKS)}
     for schema, table, target, name, dim, method, storage, options, is_valid, is_partial in connection.execute(INDEXES):
         if not is_partial:
             index = EmbeddingIndex(dim, method, storage, **_options(options or ""))

@@ -1,5 +1,5 @@
 """
-Re-embeddings: an embedding's move to another model, dimension or storage, by a migration.
+Re-embeddings: an embedding's move to another model, dimension, storage or source, by a migration.
 
 `op.reembed` says what the vectors are to be, and does what is left to be done: it begins a re-embedding or goes on with the one that is under way,
 takes back one that came from just there, or finds that all is done. So one call is the way there and, with other arguments, the way back; a
@@ -23,6 +23,7 @@ OPEN = f"{ALL} AND r.ended_at IS NULL"
 CUT_OVER = f"SELECT nv_embed.cut_over(r.id) {OPEN} AND r.state NOT IN ('live', 'rolled_back')"
 INDEX_STEPS = f"SELECT nv_embed.reembedding_index_steps(r.id) {OPEN} AND r.state = 'indexing'"
 FINISH = f"SELECT nv_embed.finish(r.id) {OPEN} AND r.state IN ('live', 'rolled_back')"
+WANTED = ("model", "dim", "storage", "source", "chunk_tokens", "chunk_overlap", "rows_per_s", "min_overlap", "min_recall")
 LAST = (
     "SELECT r.state FROM nv_embed.reembedding_status AS r WHERE r.relation = @relation@::regclass AND r.target = @target@ ORDER BY r.id DESC LIMIT 1"
 )
@@ -40,9 +41,15 @@ class Reembed(TableOperation):
     model: str | None = None
     dim: int | None = None
     storage: str | None = None
+    source: str | None = None
+    chunk_tokens: int | None = None
+    chunk_overlap: int | None = None
     existing_model: str | None = None
     existing_dim: int | None = None
     existing_storage: str | None = None
+    existing_source: str | None = None
+    existing_chunk_tokens: int | None = None
+    existing_chunk_overlap: int | None = None
     rows_per_s: float | None = None
     min_overlap: float | None = None
     min_recall: float | None = None
@@ -58,9 +65,15 @@ class Reembed(TableOperation):
             model=self.existing_model,
             dim=self.existing_dim,
             storage=self.existing_storage,
+            source=self.existing_source,
+            chunk_tokens=self.existing_chunk_tokens,
+            chunk_overlap=self.existing_chunk_overlap,
             existing_model=self.model,
             existing_dim=self.dim,
             existing_storage=self.storage,
+            existing_source=self.source,
+            existing_chunk_tokens=self.chunk_tokens,
+            existing_chunk_overlap=self.chunk_overlap,
             rows_per_s=self.rows_per_s,
             finish=self.finish,
         )
@@ -76,9 +89,15 @@ class Reembed(TableOperation):
         model: str | None = None,
         dim: int | None = None,
         storage: str | None = None,
+        source: str | None = None,
+        chunk_tokens: int | None = None,
+        chunk_overlap: int | None = None,
         existing_model: str | None = None,
         existing_dim: int | None = None,
         existing_storage: str | None = None,
+        existing_source: str | None = None,
+        existing_chunk_tokens: int | None = None,
+        existing_chunk_overlap: int | None = None,
         rows_per_s: float | None = None,
         min_overlap: float | None = None,
         min_recall: float | None = None,
@@ -92,8 +111,9 @@ class Reembed(TableOperation):
         there, and finished where the vectors are to go elsewhere.
 
         Args:
-            model, dim, storage: None keeps what is; another model comes in its native dimension.
-            existing_model, existing_dim, existing_storage: what there was, for the way back.
+            model, dim, storage, source, chunk_tokens, chunk_overlap: None keeps what is; another model comes in its native dimension, and
+                chunk_tokens 0 embeds rows whole.
+            existing_…: what there was, for the way back.
             rows_per_s: how many rows workers may take of it, all together; None for no limit.
             min_overlap, min_recall: the least share of nearest neighbours that stay, and of canaries that are found, to be ready with; None for none.
             wait: until workers have filled the vectors; else the re-embedding is only begun, and `cut_over_reembedding` in a later revision goes on.
@@ -111,9 +131,15 @@ class Reembed(TableOperation):
                 model=model,
                 dim=dim,
                 storage=storage,
+                source=source,
+                chunk_tokens=chunk_tokens,
+                chunk_overlap=chunk_overlap,
                 existing_model=existing_model,
                 existing_dim=existing_dim,
                 existing_storage=existing_storage,
+                existing_source=existing_source,
+                existing_chunk_tokens=existing_chunk_tokens,
+                existing_chunk_overlap=existing_chunk_overlap,
                 rows_per_s=rows_per_s,
                 min_overlap=min_overlap,
                 min_recall=min_recall,
@@ -127,7 +153,7 @@ class Reembed(TableOperation):
 @Operations.implementation_for(Reembed)
 def move(operations: Operations, operation: Reembed) -> None:
     with operations.get_context().autocommit_block():
-        wanted = {name: getattr(operation, name) for name in ("model", "dim", "storage", "rows_per_s", "min_overlap", "min_recall")}
+        wanted = {name: getattr(operation, name) for name in WANTED}
         run(operations, _file("settle", operation, **wanted))
         if operation.wait:
             _wait(operations, operation)

@@ -7,13 +7,17 @@ DECLARE
     wanted record;
     r record;
 BEGIN
-    SELECT i.model, i.revision, i.dim, coalesce(@storage@, live.storage) AS storage INTO STRICT wanted
+    SELECT i.model, i.revision, i.dim, coalesce(@storage@, live.storage) AS storage, coalesce(@source@, live.source) AS source,
+        p.tokens AS chunk_tokens, CASE WHEN p.tokens IS NULL THEN 0 ELSE coalesce(@chunk_overlap@, live.chunk_overlap) END AS chunk_overlap
+    INTO STRICT wanted
     FROM nv_embed.identify(NULL, coalesce(@model@, live.model)) AS native
     CROSS JOIN LATERAL nv_embed.identify(
         coalesce(@dim@, CASE WHEN (native.model, native.revision) = (live.model, live.revision) THEN live.dim ELSE native.dim END), native.model
-    ) AS i;
-    SELECT s.id, s.state, (o.model, o.revision, o.dim, o.storage) = (wanted.model, wanted.revision, wanted.dim, wanted.storage) AS comes_from,
-        (n.model, n.revision, n.dim, n.storage) = (wanted.model, wanted.revision, wanted.dim, wanted.storage) AS goes_to
+    ) AS i
+    CROSS JOIN (SELECT nullif(coalesce(@chunk_tokens@, live.chunk_tokens), 0) AS tokens) AS p;
+    SELECT s.id, s.state,
+        ROW(o.model, o.revision, o.dim, o.storage, o.source, o.chunk_tokens, o.chunk_overlap) IS NOT DISTINCT FROM wanted AS comes_from,
+        ROW(n.model, n.revision, n.dim, n.storage, n.source, n.chunk_tokens, n.chunk_overlap) IS NOT DISTINCT FROM wanted AS goes_to
     INTO r
     FROM nv_embed.reembedding AS s
     JOIN nv_embed.generation AS o ON o.id = s.from_generation
@@ -38,8 +42,11 @@ BEGIN
             USING ERRCODE = '55006', HINT = format('SELECT nv_embed.cancel(%s) ends it', r.id);
     END IF;
     SELECT * INTO STRICT r FROM nv_embed.live_generation(@relation@, @target@);
-    IF (r.model, r.revision, r.dim, r.storage) IS DISTINCT FROM (wanted.model, wanted.revision, wanted.dim, wanted.storage) THEN
-        PERFORM nv_embed.reembed(@relation@, @target@, wanted.model, wanted.dim, wanted.storage, @rows_per_s@, @min_overlap@, @min_recall@);
+    IF ROW(r.model, r.revision, r.dim, r.storage, r.source, r.chunk_tokens, r.chunk_overlap) IS DISTINCT FROM wanted THEN
+        PERFORM nv_embed.reembed(
+            @relation@, @target@, wanted.model, wanted.dim, wanted.storage, @rows_per_s@, @min_overlap@, @min_recall@, wanted.source,
+            coalesce(wanted.chunk_tokens, 0), wanted.chunk_overlap
+        );
     END IF;
 END
 $nv_embed$

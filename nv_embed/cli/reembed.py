@@ -51,6 +51,16 @@ def reembed(
         int | None, typer.Option(help="Dimensions.  [default: the present ones, or another model's native ones]", show_default=False)
     ] = None,
     storage: Annotated[Storage | None, typer.Option(help="The type of the column.  [default: the present one]", show_default=False)] = None,
+    source: Annotated[
+        str | None, typer.Option(help="What to embed, as '{title}: {body}'.  [default: what is embedded now]", show_default=False)
+    ] = None,
+    chunk_tokens: Annotated[
+        int | None,
+        typer.Option(min=0, help="Tokens of a piece at most; 0 embeds rows whole.  [default: as now]", show_default=False),
+    ] = None,
+    chunk_overlap: Annotated[
+        int | None, typer.Option(min=0, help="Tokens that a piece repeats of the one before.  [default: as now]", show_default=False)
+    ] = None,
     rows_per_s: Annotated[
         float | None,
         typer.Option(min=0.001, help="Rows a second that workers may take of it, all together.  [default: no limit]", show_default=False),
@@ -71,11 +81,13 @@ def reembed(
     database_url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Move a table's vectors to another model, dimension or storage while they go on answering."""
+    """Move a table's vectors to another model, dimension, storage or source, into pieces or out of them, while they go on answering."""
     from nv_embed import reembed as library
     from nv_embed.cli.screen import console, errors
 
-    wanted = library.Wanted(table, target, model, dim, storage and storage.value, rows_per_s, min_overlap, min_recall)
+    wanted = library.Wanted(
+        table, target, model, dim, storage and storage.value, rows_per_s, min_overlap, min_recall, source, chunk_tokens, chunk_overlap
+    )
     screen = errors if as_json else console
     with _connected(database_url) as (connection, watching), _going_on(table):
         id = _find_or_begin(connection, wanted, screen, yes)
@@ -134,9 +146,7 @@ def _find_or_begin(connection: "psycopg.Connection[Any]", wanted: "Wanted", scre
     if found is not None:
         _check_same(connection, found, wanted)
         alter(connection, found.id, wanted)
-        index.print_line(
-            screen, f"Re-embedding {found.id} of {found.relation} to {_vectors(found.to_model, found.to_dim, found.to_storage)} goes on."
-        )
+        index.print_line(screen, f"Re-embedding {found.id} of {found.relation} to {_vectors(found)} goes on.")
         return found.id
     _print_estimate(estimate(connection, wanted), screen)
     if not sure:
@@ -157,11 +167,14 @@ def _check_same(connection: "psycopg.Connection[Any]", found: "Status", wanted: 
             ("--model", model, found.to_model),
             ("--dim", wanted.dim, found.to_dim),
             ("--storage", wanted.storage, found.to_storage),
+            ("--source", wanted.source, found.to_source),
+            ("--chunk-tokens", wanted.chunk_tokens, found.to_chunk_tokens or 0),
+            ("--chunk-overlap", wanted.chunk_overlap, found.to_chunk_overlap),
         )
         if asked is not None and asked != has
     ]
     if differs:
-        going = _vectors(found.to_model, found.to_dim, found.to_storage)
+        going = _vectors(found)
         raise Failure(
             f"{found.relation} is being re-embedded to {going}, not to this {', '.join(differs)}: nv-embed cancel {wanted.relation} ends that"
         )
@@ -259,8 +272,9 @@ def _measured(status: "Status") -> str:
     return ", ".join(parts)
 
 
-def _vectors(model: str | None, dim: int | None, storage: str | None) -> str:
-    return f"{model}, {dim} dimensions, {storage}"
+def _vectors(status: "Status") -> str:
+    pieces = "" if status.to_chunk_tokens is None else f", in pieces of {status.to_chunk_tokens} tokens"
+    return f"{status.to_model}, {status.to_dim} dimensions, {status.to_storage}{pieces}"
 
 
 def _print_estimate(estimate: "Estimate", screen: "Screen") -> None:
@@ -272,7 +286,8 @@ def _print_estimate(estimate: "Estimate", screen: "Screen") -> None:
             ("time", "not known" if estimate.seconds is None else f"about {index.span(estimate.seconds)} of the sidecar's, by a sample"),
         ]
     rows = "not counted yet" if estimate.rows is None else f"{estimate.rows:,}"
-    space = f"{index.size(estimate.vector_bytes or 0)} for vectors and {index.size(estimate.index_bytes)} for indexes, until finish"
+    vectors = "not known" if estimate.vector_bytes is None else index.size(estimate.vector_bytes)
+    space = f"{vectors} for vectors and {index.size(estimate.index_bytes)} for indexes, until finish"
     for name, value in [("rows", rows), *model, ("space", space)]:
         index.print_line(screen, f"{name:8}{value}")
 
@@ -281,7 +296,7 @@ def _print_end(status: "Status", as_json: bool) -> None:
     if as_json:
         index.print_json({**asdict(status), "eta": None})
         return
-    going = _vectors(status.to_model, status.to_dim, status.to_storage)
+    going = _vectors(status)
     table = status.relation
     typer.echo(
         {

@@ -6,6 +6,7 @@ one; an embedding in pieces, whose vectors lie in a table of their own, is an `A
 for whatever makes a database what the metadata says: `create_all` here, migrations in `nv_embed.alembic`.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,11 @@ def declare(table: Table, embedding: Embedding) -> None:
 def declared(table: Table) -> dict[str, Embedding]:
     """The embeddings of a table by their targets, in the order in which they were declared."""
     return dict(table.info.get(KEY, {}))
+
+
+def source_columns(source: str) -> list[str]:
+    """The columns that a template reads, in its order."""
+    return [name for name in re.findall(r"\{\{|\}\}|\{([^{}]+)\}", source) if name]
 
 
 def relation_name(table: Table) -> str:

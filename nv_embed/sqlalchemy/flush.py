@@ -11,7 +11,6 @@ it was embedded. A changed row's other columns may be newer in the database than
 In:  a session about to flush      Out: vectors set on its objects
 """
 
-import re
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from nv_embed.errors import EmbedError
 from nv_embed.sqlalchemy.column import Embedded
-from nv_embed.sqlalchemy.embedding import Embedding, relation_name
+from nv_embed.sqlalchemy.embedding import Embedding, relation_name, source_columns
 from nv_embed.sqlalchemy.held import Held, hold
 
 MISSING = object()
@@ -147,9 +146,7 @@ def _places(mapper: Mapper[Any]) -> Iterator[Place]:
 
 def _sources(place: Place) -> Iterator[str]:
     """The attributes that are embedded, as metadata have it."""
-    for name in re.findall(r"\{\{|\}\}|\{([^{}]+)\}", place.embedding.source):
-        if name in place.attributes:
-            yield place.attributes[name]
+    return (place.attributes[name] for name in source_columns(place.embedding.source) if name in place.attributes)
 
 
 def _is_written(state: InstanceState[Any], key: str) -> bool:

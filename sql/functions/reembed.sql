@@ -323,7 +323,7 @@ BEGIN
     IF coming.chunk_tokens IS NULL THEN
         coming.target := nv_embed.column_of(e.target, coming.id);
         EXECUTE format('ALTER TABLE %s ADD COLUMN %I %s', nv_embed.qualified(e.relation), coming.target, nv_embed.type_sql(coming.storage, coming.dim));
-        PERFORM nv_embed.copy_grants(e.relation, live.target, coming.target) WHERE live.chunks IS NULL;
+        PERFORM nv_embed.dress_column(e.relation, live.target, coming.target) WHERE live.chunks IS NULL;
     ELSE
         PERFORM nv_embed.guard_chunks(e, coming);
     END IF;
@@ -337,7 +337,7 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.begin_reembedding(bigint) IS 'Adds the next generation''s column, or guards its chunk table, has the triggers fill it, and leaves the rows that are there to the workers.';
 
-CREATE OR REPLACE FUNCTION nv_embed.copy_grants(relation regclass, from_column name, to_column name) RETURNS void
+CREATE OR REPLACE FUNCTION nv_embed.dress_column(relation regclass, from_column name, to_column name) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -354,10 +354,14 @@ BEGIN
             CASE WHEN granted.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END
         );
     END LOOP;
+    EXECUTE format(
+        'COMMENT ON COLUMN %s.%I IS %L', nv_embed.qualified(relation), to_column,
+        (SELECT col_description(a.attrelid, a.attnum) FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attname = from_column)
+    );
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.copy_grants(regclass, name, name) IS 'Grants on one column what is granted on another.';
+COMMENT ON FUNCTION nv_embed.dress_column(regclass, name, name) IS 'Gives a column the grants and the comment of another one.';
 
 CREATE OR REPLACE FUNCTION nv_embed.next_version(e nv_embed.embedding) RETURNS void
 LANGUAGE plpgsql
@@ -848,7 +852,7 @@ COMMENT ON FUNCTION nv_embed.end_generation(bigint, bigint)
 CREATE OR REPLACE VIEW nv_embed.reembedding_status WITH (security_invoker) AS
 SELECT r.id, e.relation, e.target, r.state, r.rows_per_s, r.min_overlap, r.min_recall, r.overlap, r.recall,
     o.model AS from_model, o.dim AS from_dim, o.storage AS from_storage, n.model AS to_model, n.dim AS to_dim, n.storage AS to_storage,
-    n.source AS to_source, n.chunk_tokens AS to_chunk_tokens,
+    n.source AS to_source, n.chunk_tokens AS to_chunk_tokens, n.chunk_overlap AS to_chunk_overlap,
     CASE WHEN b.counted IS NOT FALSE THEN t.rows - t.blank END AS rows,
     CASE WHEN b.counted IS NOT FALSE THEN t.vectors - t.stale END AS embedded,
     CASE WHEN b.counted IS NOT FALSE THEN coalesce((t.vectors - t.stale)::float8 / nullif(t.rows - t.blank, 0), 1) END AS progress,

@@ -94,7 +94,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
         ("docs/quickstart.md", ["Dynamo", "Violin", "Bread", "Violin", "Bread", "Oven", "Sundial"]),
         ("docs/search.md", ["Dynamo", "Bread", "Violin", "Dynamo", "Violin"]),
         ("docs/evaluation.md", []),
-        ("docs/reembedding.md", ["backfilling", "Violin", "Bread"]),
+        ("docs/reembedding.md", ["backfilling", "Violin", "Bread", "{title}"]),
         ("docs/sqlalchemy.md", []),
         ("docs/operations.md", ["all-MiniLM-L6-v2", True, "all-MiniLM-L6-v2", 256, 1, "manuals"]),
     ],

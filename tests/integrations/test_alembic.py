@@ -97,24 +97,15 @@ CHANGES = {
     ),
     "mode": (model(dim=384, mode="async"), model(dim=384, mode="off"), "alter_auto_embedding('docs', mode='off', existing_mode='async')"),
     "truncate": (model(dim=384), model(dim=384, truncate="END"), "alter_auto_embedding('docs', truncate='END', existing_truncate='NONE')"),
-    "source": (model(dim=384, indexes=[EmbeddingIndex()]), model(source="{body}", indexes=[EmbeddingIndex()]), "# What is embedded has changed"),
     "source and columns": (
         model(Column("lead", Text), source="{lead}"),
         model(Column("intro", Text), source="{intro}"),
-        "create_auto_embedding('docs', '{intro}', dim=384",
+        "# A column that was embedded goes",
     ),
     "an embedding no longer": (model(dim=384, indexes=[EmbeddingIndex()]), model(), "drop_auto_embedding("),
     "vectors without an embedding": (model(dim=384), model(vectors()), "keep_vectors=True"),
     "vectors without an embedding and its index": (model(dim=384, indexes=[EmbeddingIndex()]), model(vectors()), "drop_embedding_index('docs')"),
-    "pieces instead of whole rows": (model(dim=384), model(pieces(target="embedding")), "chunk_tokens=8"),
-    "whole rows instead of pieces": (
-        model(pieces(target="embedding")),
-        model(dim=384),
-        "op.create_auto_embedding('docs', '{title}: {body}', dim=384",
-    ),
     "pieces": (model(), model(pieces()), "create_auto_embedding('docs', '{body}', 'parts', dim=384, chunk_tokens=8)"),
-    "longer pieces": (model(pieces()), model(pieces(chunk_tokens=9, chunk_overlap=2)), "chunk_tokens=9,"),
-    "wider pieces": (model(pieces()), model(pieces(dim=512)), "# What is embedded has changed"),
     "no more pieces": (model(pieces()), model(), "drop_auto_embedding("),
     "no more table": (model(pieces(), dim=384, indexes=[EmbeddingIndex()]), MetaData(), "op.drop_table('docs')"),
 }
@@ -138,6 +129,19 @@ MOVES = {
     ),
     "fewer dimensions": (model(dim=512), model(dim=384), "op.reembed('docs', dim=384, existing_dim=512)"),
     "type": (model(dim=384), model(dim=384, storage="vector"), "op.reembed('docs', storage='vector', existing_storage='halfvec')"),
+    "source": (
+        model(dim=384, indexes=[EmbeddingIndex()]),
+        model(dim=384, source="{body}", indexes=[EmbeddingIndex()]),
+        "op.reembed('docs', source='{body}', existing_source='{title}: {body}')",
+    ),
+    "pieces instead of whole rows": (model(dim=384), model(pieces(target="embedding")), "chunk_tokens=8,"),
+    "whole rows instead of pieces": (model(pieces(target="embedding")), model(dim=384), "chunk_tokens=0,"),
+    "longer pieces": (
+        model(pieces(indexes=(EmbeddingIndex(),))),
+        model(pieces(chunk_tokens=9, chunk_overlap=2, indexes=(EmbeddingIndex(),))),
+        "op.reembed('docs', 'parts', chunk_tokens=9, chunk_overlap=2, existing_chunk_tokens=8",
+    ),
+    "wider pieces": (model(pieces()), model(pieces(dim=512)), "op.reembed('docs', 'parts', dim=512, existing_dim=384)"),
     "dimensions and a prefix": (
         model(dim=512, indexes=[EmbeddingIndex(dim=384), EmbeddingIndex()]),
         model(dim=768, indexes=[EmbeddingIndex(dim=512)]),
@@ -162,8 +166,9 @@ def test_other_vectors_become_a_reembedding(make: Make, db: Connection, sidecar:
         assert columns(db) == start
         project.upgrade()
         project.check()
-        assert one(db, "SELECT nv_embed.wait('docs', timeout => '30 s')")
-    assert one(db, "SELECT count(embedding) FROM docs") == 30
+        (target,) = db.execute("SELECT target FROM nv_embed.embedding").fetchone() or ()
+        assert one(db, "SELECT nv_embed.wait('docs', %s, timeout => '30 s')", [target])
+    assert db.execute("SELECT rows, embedded FROM nv_embed.status").fetchall() == [(30, 30)]
 
 
 def columns(db: Connection) -> list[Any]:
@@ -237,7 +242,7 @@ def test_a_comment_on_the_column_comes_with_it(make: Make, db: Connection) -> No
     project = make(model(commented))
     assert "comment='by meaning'" in project.autogenerate()
     goes_there_and_back(project, db)
-    assert "comment='by meaning'" in evolve(project, model(Column("embedding", Embedded("{title}", dim=384), comment="by meaning")))
+    assert "op.reembed(" in evolve(project, model(Column("embedding", Embedded("{title}", dim=384), comment="by meaning")))
     project.upgrade()
     assert project.diff() == []
 
@@ -316,7 +321,7 @@ def test_a_schema_that_is_the_default_one_may_be_said(make: Make, db: Connection
     project = make(model(schema="public", dim=384, indexes=[EmbeddingIndex()]))
     assert "HALFVEC" not in project.autogenerate()
     goes_there_and_back(project, db)
-    assert "op.create_auto_embedding('docs', '{body}', schema='public', dim=384" in evolve(project, model(schema="public", source="{body}"))
+    assert "op.reembed('docs', schema='public', source='{body}'" in evolve(project, model(schema="public", source="{body}"))
     goes_there_and_back(project, db)
 
 
