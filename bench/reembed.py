@@ -12,6 +12,7 @@ import argparse
 import os
 import random
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -122,7 +123,7 @@ def serving(rows: int, rows_per_s: float, sidecar: Sidecar) -> list[str]:
     say(f"embedding {rows:,} rows anew while they are searched")
     with a_cluster() as cluster:
         record_models(cluster, sidecar.address)
-        with opened(cluster, "2GB") as db, working(cluster.dsn("bench"), sidecar.address):
+        with opened(cluster, "2GB") as db, worker_process(cluster.dsn("bench"), sidecar.address):
             db.execute("CREATE TABLE served (id int PRIMARY KEY, body text)")
             db.execute(f"SELECT nv_embed.auto_embed('served', '{{body}}', dim => {NARROW}, mode => 'async')")
             db.execute("INSERT INTO served SELECT n, 'text number ' || n || ' of many' FROM generate_series(1, %s) AS n", [rows])
@@ -157,6 +158,17 @@ def serving(rows: int, rows_per_s: float, sidecar: Sidecar) -> list[str]:
         f"- p95 with rows_per_s over that without a re-embedding: **search × {ratios['search']:.2f}, update × {ratios['update']:.2f}** (wanted: 1.5)",
         "- a step is reembed, cut_over or finish, which lock the table: what they take is the most that they can hold it for (wanted: 100 ms)",
     ]
+
+
+@contextmanager
+def worker_process(dsn: str, endpoint: str) -> Iterator[None]:
+    """A worker of its own: in this process it would keep those from running who are timed."""
+    command = [sys.executable, "-m", "nv_embed.cli", "worker", "--database-url", dsn, "--endpoint", endpoint]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
 
 
 def move(db: Connection, cluster: Cluster, limit: float | None) -> list[float]:

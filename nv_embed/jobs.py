@@ -42,6 +42,7 @@ class Generation:
     Attributes:
         relation: the table's name, for messages.
         chunk_tokens: of a piece at most; None where a row is embedded whole.
+        is_live: whether it answers searches; else nobody reads it yet, or any more.
         is_backfilling: whether rows that the table had before may still be unqueued.
         is_limited: whether that goes by so many rows a second, so that there may be nothing to queue just now.
     """
@@ -55,6 +56,7 @@ class Generation:
     truncate: str
     chunk_tokens: int | None
     chunk_overlap: int
+    is_live: bool
     is_backfilling: bool
     is_limited: bool
 

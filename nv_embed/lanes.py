@@ -47,6 +47,10 @@ milliseconds for each."""
 FEWEST_ROWS, FIRST_ROWS = 8, 64
 """That are written at once."""
 
+REST_S = 0.25
+"""How long jobs of generations that nobody reads are left to gather: each batch costs the database something, which those who use it meanwhile would
+notice. Where there is more to do than a batch, they are not left."""
+
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 5.0, 3600.0
@@ -143,7 +147,13 @@ class Lane:
         self._well = time.monotonic()
         # Jobs of a connection that broke, which are given back over the next one.
         self._left: list[Job] = []
+        self._rests_until = 0.0
         self.held: list[Job] = []
+
+    @property
+    def rest_s(self) -> float | None:
+        """How long jobs that may be there are still left to gather; None where none are."""
+        return max(self._rests_until - time.monotonic(), 0.0) if self._rests_until else None
 
     def close(self) -> None:
         if self._queue is not None:
@@ -183,7 +193,7 @@ class Lane:
             self._left = []
         writable = self._writable(self._queue.work())
         generations = {generation.id: generation for generation in self._served_of(writable)}
-        jobs = self._claim(list(generations))
+        jobs = self._look(generations)
         if not jobs:
             # Queueing and cutting ask no model, so it need not be served.
             return self._backfill([generation for generation in writable if generation.is_backfilling])
@@ -216,6 +226,15 @@ class Lane:
                         generation.revision,
                     )
         return [generation for generation in generations if (generation.model, generation.revision) in self._served[1]]
+
+    def _look(self, generations: dict[int, Generation]) -> list[Job]:
+        """Jobs, of generations that nobody reads only when those of a moment have gathered."""
+        if self.rest_s:
+            return self._claim([id for id, generation in generations.items() if generation.is_live])
+        jobs = self._claim(list(generations))
+        has_others = any(not generations[job.generation].is_live for job in jobs)
+        self._rests_until = time.monotonic() + REST_S if has_others and len(jobs) < self._most else 0.0
+        return jobs
 
     def _claim(self, generations: list[int]) -> list[Job]:
         """Jobs of each generation in turn, so that none of them is always the one that gets what the others leave."""

@@ -94,7 +94,7 @@ class Worker:
         watch = Watch(self, self._settings)
         while any(thread.is_alive() for thread in self._threads):
             watch.look()
-            if self._settings.once and self.is_idle():
+            if self._settings.once and self.is_idle() and all(lane.rest_s is None for lane in self._lanes):
                 self.stop()
         watch.close()
         if isinstance(self._died, EmbedError | psycopg.Error):
@@ -145,10 +145,10 @@ class Worker:
             lane.close()
 
     def _await_call(self, lane: Lane, calls: int) -> None:
-        """Until there was a call that this lane has not answered, or for the polling interval."""
+        """Until there was a call that this lane has not answered, or for the polling interval, or as long as it rests."""
         with self._changed:
             self._idle.add(lane)
-            self._changed.wait_for(lambda: self._stopping or self._calls != calls, self._settings.poll_s)
+            self._changed.wait_for(lambda: self._stopping or self._calls != calls, self._settings.poll_s if lane.rest_s is None else lane.rest_s)
             self._idle.discard(lane)
 
     def _pause(self, seconds: float) -> None:

@@ -458,12 +458,12 @@ COMMENT ON FUNCTION nv_embed.wait(regclass, name, interval)
 CREATE OR REPLACE FUNCTION nv_embed.work()
 RETURNS TABLE (
     generation bigint, relation text, model text, revision text, dim int, storage text, truncate text, chunk_tokens int, chunk_overlap int,
-    is_backfilling boolean, is_limited boolean
+    is_live boolean, is_backfilling boolean, is_limited boolean
 )
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT g.id, nv_embed.qualified(e.relation), g.model, g.revision, g.dim, g.storage, e.truncate, g.chunk_tokens, g.chunk_overlap,
+    SELECT g.id, nv_embed.qualified(e.relation), g.model, g.revision, g.dim, g.storage, e.truncate, g.chunk_tokens, g.chunk_overlap, g.state = 'live',
         EXISTS (SELECT FROM nv_embed.backfill AS b WHERE b.generation = g.id),
         EXISTS (SELECT FROM nv_embed.reembedding AS r WHERE r.to_generation = g.id AND r.rows_per_s IS NOT NULL AND r.state = 'backfilling')
     FROM nv_embed.generation AS g
