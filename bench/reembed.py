@@ -156,7 +156,8 @@ def serving(rows: int, rows_per_s: float, sidecar: Sidecar) -> list[str]:
         *table(header, lines).splitlines(),
         "",
         f"- p95 with rows_per_s over that without a re-embedding: **search × {ratios['search']:.2f}, update × {ratios['update']:.2f}** (wanted: 1.5)",
-        "- a step is reembed, cut_over or finish, which lock the table: what they take is the most that they can hold it for (wanted: 100 ms)",
+        "- a step is reembed, cut_over or finish: what it takes, waiting for its turn and for what was queued before it included. How long others"
+        " were kept waiting is what the longest searches and updates took (wanted: 100 ms)",
     ]
 
 

@@ -40,11 +40,11 @@ FIRST_JOBS = 128
 BATCH_S = 4.0
 """What a batch of a slow model may take: a worker that is told to stop is done soon."""
 
-WRITE_S = 0.1
-"""What writing some rows at once may take: so long they are kept from whoever else would change them. A table with a graph of vectors takes
-milliseconds for each."""
+WRITE_S = 0.04
+"""What writing some rows at once may take: so long they are kept from whoever else would change them, and the table from whoever wants it for a
+moment (`lock_briefly` waits for 50 ms at a time). A table with a graph of vectors takes milliseconds for each."""
 
-FEWEST_ROWS, FIRST_ROWS = 8, 64
+FEWEST_ROWS, FIRST_ROWS = 2, 16
 """That are written at once."""
 
 REST_S = 0.25
