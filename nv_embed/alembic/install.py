@@ -16,8 +16,9 @@ from alembic.util import CommandError
 from sqlalchemy import text
 
 from nv_embed import library
-from nv_embed.alembic.operation import Operation, connected, quoted, run
+from nv_embed.alembic.operation import Operation, connected, run
 from nv_embed.install import InstallRefused
+from nv_embed.sqlalchemy.embedding import quoted
 
 SETTINGS = ("search_path", "check_function_bodies", "client_min_messages")
 

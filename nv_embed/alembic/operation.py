@@ -13,7 +13,8 @@ from alembic.autogenerate.api import AutogenContext
 from alembic.operations import MigrateOperation, Operations
 from psycopg import sql
 from sqlalchemy import Connection, CursorResult
-from sqlalchemy.dialects.postgresql.base import PGDialect
+
+from nv_embed.sqlalchemy.embedding import quoted
 
 LINE = 100
 """Characters from which on a rendered call takes a line for each argument."""
@@ -72,12 +73,6 @@ def render(context: AutogenContext, operation: Operation) -> list[str]:
     if len(call) > LINE:
         call = "\n".join([head, *(f"    {argument}," for argument in arguments), ")"])
     return [*([f"# {operation.note}"] if operation.note else []), call]
-
-
-def quoted(name: str) -> str:
-    """An identifier, in quotes where it needs them."""
-    dialect = PGDialect(paramstyle="named")  # type: ignore[no-untyped-call]  # others double percent signs
-    return str(dialect.identifier_preparer.quote(name))
 
 
 def literal(value: Any) -> str:

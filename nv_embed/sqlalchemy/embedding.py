@@ -94,9 +94,15 @@ def source_columns(source: str) -> list[str]:
     return [name for name in re.findall(r"\{\{|\}\}|\{([^{}]+)\}", source) if name]
 
 
+def quoted(name: str) -> str:
+    """An identifier, in quotes where it needs them."""
+    dialect = PGDialect(paramstyle="named")  # type: ignore[no-untyped-call]  # others double percent signs
+    return str(dialect.identifier_preparer.quote(name))
+
+
 def relation_name(table: Table) -> str:
     """A table's name as SQL reads it, with its schema where it has one."""
-    return str(PGDialect(paramstyle="named").identifier_preparer.format_table(table))  # type: ignore[no-untyped-call]
+    return ".".join(quoted(name) for name in (table.schema, table.name) if name is not None)
 
 
 CREATE = text(

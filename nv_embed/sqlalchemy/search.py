@@ -39,7 +39,7 @@ from sqlalchemy.sql.sqltypes import TupleType
 from sqlalchemy.types import NullType, TypeEngine
 
 from nv_embed.errors import InvalidInput
-from nv_embed.sqlalchemy.embedding import declared, relation_name
+from nv_embed.sqlalchemy.embedding import declared, quoted, relation_name
 from nv_embed.sqlalchemy.question import Question, VectorText, embedded
 
 T = TypeVar("T")
@@ -84,7 +84,7 @@ def search(
     if dim is not None:
         settings["dim"] = literal(dim)
     found = _Call(table, vector, settings).table_valued("hit", "score", name=FOUND)
-    keys = [literal_column(f"({FOUND}.hit).{_quoted(column.name)}", column.type).label(column.key) for column in table.primary_key]
+    keys = [literal_column(f"({FOUND}.hit).{quoted(column.name)}", column.type).label(column.key) for column in table.primary_key]
     hits = select(*keys, literal_column(f"{FOUND}.score", Float()).label("score")).select_from(found).subquery()
     own_keys = [mapper.get_property_by_column(column).class_attribute for column in table.primary_key]
     joined = and_(*(own == hits.c[column.key] for own, column in zip(own_keys, table.primary_key, strict=True)))
@@ -123,7 +123,7 @@ class _Call(FunctionElement[Any]):
 def _compile_call(call: _Call, compiler: SQLCompiler, **_: Any) -> str:
     criteria = cast("Select[Any]", compiler.stack[-2]["selectable"])._where_criteria
     settings = {**call.settings, **({"filter": _filter(call.table, criteria)} if criteria else {})}
-    arguments = [f"NULL::{relation_name(call.table)}", compiler.process(call.vector)]
+    arguments = [f"NULL::{compiler.preparer.format_table(call.table)}", compiler.process(call.vector)]
     return f"nv_search({', '.join([*arguments, *(f'{name} => {compiler.process(value)}' for name, value in settings.items())])})"
 
 
@@ -182,7 +182,3 @@ def _typed(value: BindParameter[Any]) -> ColumnElement[Any]:
     if value.type.dialect_impl(_FilterDialect()).render_bind_cast:
         return value
     return sqlalchemy.cast(value, value.type)
-
-
-def _quoted(name: str) -> str:
-    return str(PGDialect_psycopg().identifier_preparer.quote(name))  # type: ignore[no-untyped-call]

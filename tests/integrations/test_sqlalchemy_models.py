@@ -60,9 +60,9 @@ class OfDataclass(Dataclassed):
 
 
 class Composite(Base):
-    __tablename__ = "Composite keys"
+    __tablename__ = "100% composite"
     first: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
-    second: Mapped[str] = mapped_column("Second key", primary_key=True)
+    second: Mapped[str] = mapped_column("Second % key", primary_key=True)
     body: Mapped[str] = mapped_column("The body")
     embedding: Mapped[list[float] | None] = embedded_column("{The body}", dim=384, name="Its vector")
 
