@@ -23,7 +23,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from nv_embed.errors import EmbedError
 from nv_embed.sqlalchemy.column import Embedded
-from nv_embed.sqlalchemy.embedding import Embedding, relation_name, source_columns
+from nv_embed.sqlalchemy.embedding import Embedding, declared, relation_name, source_columns
 from nv_embed.sqlalchemy.held import Held, hold
 
 MISSING = object()
@@ -141,7 +141,7 @@ def _places(mapper: Mapper[Any]) -> Iterator[Place]:
             attributes = {
                 each.name: other.key for other in mapper.column_attrs for each in other.columns if getattr(each, "table", None) is column.table
             }
-            yield Place(mapper, attribute.key, column.table, column.table.info["nv_embed"][column.name], attributes)
+            yield Place(mapper, attribute.key, column.table, declared(column.table)[column.name], attributes)
 
 
 def _sources(place: Place) -> Iterator[str]:

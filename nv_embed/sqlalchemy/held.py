@@ -25,6 +25,7 @@ class Held:
         mode: what is declared: sync, async or off.
         session_mode: what `SET nv_embed.mode` says; None where it was not set.
         literals, columns: the template: the text before each column; the last column may be None.
+        is_async: whether the database is talked to by an asyncio driver.
     """
 
     mode: str
@@ -36,6 +37,7 @@ class Held:
     storage: str
     literals: Sequence[str]
     columns: Sequence[str | None]
+    is_async: bool
 
 
 def hold(session: Session, relation: str, target: str, bind: dict[str, Any], *, is_by_name: bool = True) -> Held | None:
@@ -50,4 +52,4 @@ def hold(session: Session, relation: str, target: str, bind: dict[str, Any], *, 
     """
     arguments = {"relation": relation, "target": target, "is_by_name": is_by_name}
     row = session.execute(HOLD, arguments, bind_arguments=bind).one_or_none()
-    return None if row is None else Held(*row)
+    return None if row is None else Held(*row, is_async=session.get_bind(**bind).dialect.is_async)

@@ -172,13 +172,13 @@ def _filter(table: Table, criteria: Sequence[ColumnElement[Any]]) -> ColumnEleme
     everything = select(sqlalchemy.true()).select_from(table)
     before = str(everything.where(literal_column("true")).compile(dialect=dialect)).removesuffix("true")
     template = str(everything.where(criterion).compile(dialect=dialect)).removeprefix(before)
-    return func.format(literal(template), *(_typed(value) for value in dialect.arguments), type_=Text())
+    return func.format(literal(template), *(_typed(value, dialect) for value in dialect.arguments), type_=Text())
 
 
-def _typed(value: BindParameter[Any]) -> ColumnElement[Any]:
+def _typed(value: BindParameter[Any], dialect: _FilterDialect) -> ColumnElement[Any]:
     """As an argument of `format`, which takes any type, but one that is known."""
     if isinstance(value.type, NullType | String) and not isinstance(value.type, Enum):
         return sqlalchemy.cast(value, Text())
-    if value.type.dialect_impl(_FilterDialect()).render_bind_cast:
+    if value.type.dialect_impl(dialect).render_bind_cast:
         return value
     return sqlalchemy.cast(value, value.type)

@@ -10,7 +10,7 @@ In:  a session factory, a sidecar      Out: the same factory
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar, Union, cast
+from typing import TYPE_CHECKING, Any, Union, cast
 
 from sqlalchemy import event
 from sqlalchemy.engine import Result
@@ -25,8 +25,6 @@ from nv_embed.sqlalchemy.question import Question, answered, questions
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import async_sessionmaker  # not everybody has what that needs
-
-R = TypeVar("R")
 
 EMBEDDED = "nv_embed.embedded"
 
@@ -68,7 +66,7 @@ class _Embedding:
         event.listen(sessions, "do_orm_execute", self.answer)
 
     def before_flush(self, session: Session, context: UOWTransaction, _: Any) -> None:
-        context.attributes[EMBEDDED] = flush.embed(session, lambda texts, held: self._vectors(session, texts, held, "passage"))
+        context.attributes[EMBEDDED] = flush.embed(session, lambda texts, held: self._vectors(texts, held, "passage"))
 
     def after_flush(self, session: Session, context: UOWTransaction) -> None:
         flush.mend(session, context.attributes.get(EMBEDDED, ()))
@@ -81,19 +79,12 @@ class _Embedding:
         for question in asked:
             held = hold(state.session, question.relation, question.target, dict(state.bind_arguments), is_by_name=question.is_by_name)
             if held is not None:
-                answers[question] = vector.written(self._vectors(state.session, [question.text], held, "query")[0])
+                answers[question] = vector.written(self._vectors([question.text], held, "query")[0])
         with answered(answers):
             return state.invoke_statement()
 
-    def _vectors(self, session: Session, texts: Sequence[str], held: Held, input_type: str) -> list[list[float]]:
+    def _vectors(self, texts: Sequence[str], held: Held, input_type: str) -> list[list[float]]:
         def call() -> Any:
             return self._client().embed(texts, dim=held.dim, input_type=input_type, model=held.model, revision=held.revision, truncate=held.truncate)
 
-        return [vector.short(row) for row in _waited(session, call)]
-
-
-def _waited(session: Session, call: Callable[[], R]) -> R:
-    """What a call returns; on an asyncio driver, others go on meanwhile."""
-    if session.connection().dialect.is_async:
-        return await_only(asyncio.to_thread(call))
-    return call()
+        return [vector.short(row) for row in (await_only(asyncio.to_thread(call)) if held.is_async else call())]

@@ -337,7 +337,8 @@ BEGIN
     THEN
         RAISE EXCEPTION 'chunk table % has been altered', nv_embed.qualified(chunks)
             USING ERRCODE = '55000',
-                  DETAIL = 'It belongs to the owner of the table, and may have no triggers, rules, children, CHECK constraints, nor indexes or statistics on functions of an ordinary role;'
+                  DETAIL = 'It belongs to the owner of the table, and may have no triggers, rules, children, CHECK constraints, nor indexes or statistics on'
+                      ' functions of an ordinary role;'
                       ' its key''s columns have the types of those of the table, and whoever installed nv_embed is a member of its owner.',
                   HINT = 'take back what was altered, or call nv_embed.drop_auto_embed() and declare anew';
     END IF;

@@ -3,10 +3,10 @@
 -- planned → backfilling → indexing → verifying → ready → live → finished; cancelled before the cut-over, rolled_back after it. The generation that is not live
 -- any more is dropped by `finish` alone: a search that began before a cut-over, or a rolling back, reads it to its end.
 --
--- The next generation fills a column of its own, `<target>_g<id>`, or a chunk table, while the live one keeps answering. Triggers keep both in step with the rows; what was
--- there before is left to the workers, who cut vectors to size inside of the database where the model stays and dimensions get no more, and embed anew
--- otherwise. At the cut-over columns exchange their names, in a transaction of some milliseconds, and the generation that was live is kept in step on. Chunk tables keep
--- theirs: whoever reads one finds it by its number.
+-- The next generation fills a column of its own, `<target>_g<id>`, or a chunk table, while the live one keeps answering. Triggers keep both in step with the
+-- rows; what was there before is left to the workers, who cut vectors to size inside of the database where the model stays and dimensions get no more, and
+-- embed anew otherwise. At the cut-over columns exchange their names, in a transaction of some milliseconds, and the generation that was live is kept in step
+-- on. Chunk tables keep theirs: whoever reads one finds it by its number.
 --
 -- Each state is a row, each step moves it by one transaction, and a step that was killed is done again: `advance_reembedding` asks how far things are, and
 -- never takes anybody's word for it.
