@@ -52,4 +52,4 @@ def hold(session: Session, relation: str, target: str, bind: dict[str, Any], *, 
     """
     arguments = {"relation": relation, "target": target, "is_by_name": is_by_name}
     row = session.execute(HOLD, arguments, bind_arguments=bind).one_or_none()
-    return None if row is None else Held(*row, is_async=session.get_bind(**bind).dialect.is_async)
+    return None if row is None else Held(**row._mapping, is_async=session.get_bind(**bind).dialect.is_async)
