@@ -51,6 +51,9 @@ REST_S = 0.25
 """How long jobs of generations that nobody reads are left to gather: each batch costs the database something, which those who use it meanwhile would
 notice. Where there is more to do than a batch, they are not left."""
 
+HELD_S = 1.0
+"""After how long `settle_or_release` has a row's job tried again that somebody held."""
+
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 5.0, 3600.0
@@ -147,13 +150,17 @@ class Lane:
         self._well = time.monotonic()
         # Jobs of a connection that broke, which are given back over the next one.
         self._left: list[Job] = []
-        self._rests_until = 0.0
+        self._gathers_until = 0.0
+        # When rows that somebody held are due again.
+        self._due_at = 0.0
+        self._settled_at = time.monotonic()
         self.held: list[Job] = []
 
     @property
     def rest_s(self) -> float | None:
-        """How long jobs that may be there are still left to gather; None where none are."""
-        return max(self._rests_until - time.monotonic(), 0.0) if self._rests_until else None
+        """How long until there is something to do that is known of: jobs left to gather, or rows that somebody holds. None where there is none."""
+        known = [at for at in (self._gathers_until, self._due_at) if at]
+        return max(min(known) - time.monotonic(), 0.0) if known else None
 
     def close(self) -> None:
         if self._queue is not None:
@@ -229,11 +236,14 @@ class Lane:
 
     def _look(self, generations: dict[int, Generation]) -> list[Job]:
         """Jobs, of generations that nobody reads only when those of a moment have gathered."""
-        if self.rest_s:
+        now = time.monotonic()
+        if now >= self._due_at:
+            self._due_at = 0.0
+        if now < self._gathers_until:
             return self._claim([id for id, generation in generations.items() if generation.is_live])
         jobs = self._claim(list(generations))
         has_others = any(not generations[job.generation].is_live for job in jobs)
-        self._rests_until = time.monotonic() + REST_S if has_others and len(jobs) < self._most else 0.0
+        self._gathers_until = now + REST_S if has_others and len(jobs) < self._most else 0.0
         return jobs
 
     def _claim(self, generations: list[int]) -> list[Job]:
@@ -372,7 +382,7 @@ class Lane:
     def _written(self, generation: Generation, texts: list[Text], vectors: Vectors) -> None:
         """Write, or find the rows that their table does not let be written."""
         try:
-            self._counts.add(generation.id, embedded=self._write_back(generation, texts, vectors))
+            self._count(generation, len(texts), self._write_back(generation, texts, vectors))
         except psycopg.OperationalError:
             raise
         except psycopg.ProgrammingError as error:
@@ -385,6 +395,15 @@ class Lane:
                 count = _passages(texts[:half])
                 self._written(generation, texts[:half], vectors[:count])
                 self._written(generation, texts[half:], vectors[count:])
+
+    def _count(self, generation: Generation, rows: int, settled: int) -> None:
+        """The others were held by somebody. They are due again, which one that ends with the queue waits for while anything comes of it."""
+        now = time.monotonic()
+        self._counts.add(generation.id, embedded=settled)
+        if settled:
+            self._settled_at = now
+        if settled < rows and (self._patience_s is None or now - self._settled_at < self._patience_s):
+            self._due_at = now + HELD_S
 
     def _write_back(self, generation: Generation, texts: list[Text], vectors: Vectors) -> int:
         assert self._queue is not None

@@ -46,7 +46,7 @@ class Settings:
         lease_s: after so long without a sign of life another worker takes the jobs.
         poll_s: how often to look for jobs of which nothing tells.
         timeout_s: for one page of texts.
-        once: end when there is nothing to do, or when the sidecar or the database is away for longer than `timeout_s`.
+        once: end when there is nothing to do, or when the sidecar, the database or a row that somebody holds is away for longer than `timeout_s`.
     """
 
     database_url: str
@@ -70,7 +70,8 @@ class Worker:
         self.counts = Counts()
         self._changed = threading.Condition()
         self._calls = 0
-        self._idle: set[Lane] = set()
+        # What idle lanes looked after, by the number of calls.
+        self._answered: dict[Lane, int] = {}
         self._stopping = False
         self._died: BaseException | None = None
         clients = [Client(endpoint, timeout_s=settings.timeout_s) for endpoint in settings.endpoints]
@@ -94,7 +95,7 @@ class Worker:
         watch = Watch(self, self._settings)
         while any(thread.is_alive() for thread in self._threads):
             watch.look()
-            if self._settings.once and self.is_idle() and all(lane.rest_s is None for lane in self._lanes):
+            if self._settings.once and self._is_done():
                 self.stop()
         watch.close()
         if isinstance(self._died, EmbedError | psycopg.Error):
@@ -118,7 +119,13 @@ class Worker:
             self._changed.notify_all()
 
     def is_idle(self) -> bool:
-        return len(self._idle) == len(self._lanes)
+        return len(self._answered) == len(self._lanes)
+
+    def _is_done(self) -> bool:
+        """Whether all lanes have looked since the last call, and none knows of anything that is still to come."""
+        with self._changed:
+            has_looked = self.is_idle() and all(calls == self._calls for calls in self._answered.values())
+        return has_looked and all(lane.rest_s is None for lane in self._lanes)
 
     def leased(self) -> list[Lane]:
         return [lane for lane in self._lanes if lane.held]
@@ -132,7 +139,7 @@ class Worker:
                 calls = self._calls
                 if not lane.step():
                     self._await_call(lane, calls)
-                elif self._idle:
+                elif self._answered:
                     self.call()  # where there was something, there may be more
         except (EmbedError, psycopg.Error) as error:
             self._died = error
@@ -147,9 +154,9 @@ class Worker:
     def _await_call(self, lane: Lane, calls: int) -> None:
         """Until there was a call that this lane has not answered, or for the polling interval, or as long as it rests."""
         with self._changed:
-            self._idle.add(lane)
+            self._answered[lane] = calls
             self._changed.wait_for(lambda: self._stopping or self._calls != calls, self._settings.poll_s if lane.rest_s is None else lane.rest_s)
-            self._idle.discard(lane)
+            del self._answered[lane]
 
     def _pause(self, seconds: float) -> None:
         with self._changed:

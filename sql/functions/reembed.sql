@@ -65,23 +65,26 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.set_state(bigint, text) IS 'Brings a re-embedding into a state.';
 
--- Whoever comes after one that waits for a lock waits too. So none is waited for longer than a twentieth of a second, and then tried again.
+-- Whoever comes after one that waits for a lock waits too. So none is waited for longer than a twentieth of a second, and then tried again; where those
+-- who use the table leave no such gap, a little longer each time, up to what a tenth of a second leaves for the work itself.
 CREATE OR REPLACE FUNCTION nv_embed.lock_briefly(relation regclass, patience interval) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    until CONSTANT timestamptz := clock_timestamp() + patience;
+    begun CONSTANT timestamptz := clock_timestamp();
     before CONSTANT text := current_setting('lock_timeout');
+    spent double precision := 0;
     is_locked boolean := false;
 BEGIN
-    PERFORM set_config('lock_timeout', '50ms', true);
     WHILE NOT is_locked LOOP
+        PERFORM set_config('lock_timeout', format('%sms', round(50 + 35 * spent)), true);
         BEGIN
             EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', nv_embed.qualified(relation));
             is_locked := true;
         EXCEPTION WHEN lock_not_available THEN
-            IF clock_timestamp() >= until THEN
+            spent := extract(epoch FROM clock_timestamp() - begun) / greatest(extract(epoch FROM patience), 0.001);
+            IF spent >= 1 THEN
                 RAISE EXCEPTION 'table % was not free for a moment', nv_embed.qualified(relation)
                     USING ERRCODE = '55P03', DETAIL = 'Transactions that use it leave no gap.',
                         HINT = 'end the long ones (pg_stat_activity, by xact_start), or try again';

@@ -257,6 +257,25 @@ def test_a_row_that_somebody_holds_is_left_for_later_and_nobody_waits_for_it(doc
     assert fresh(docs, client) == 20
 
 
+def test_one_that_ends_with_the_queue_waits_for_a_row_that_somebody_holds_for_a_moment(docs: Connection, site: Site, client: Client) -> None:
+    docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 20) AS n")
+    holder = site.connect()
+    holder.execute("BEGIN; SELECT FROM docs WHERE id = 7 FOR UPDATE")
+    released = threading.Timer(1.5, holder.execute, ["COMMIT"])
+    released.start()
+    site.drain()
+    released.join()
+    assert fresh(docs, client) == 20
+
+
+def test_one_that_ends_with_the_queue_does_not_wait_for_ever(docs: Connection, site: Site) -> None:
+    docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 20) AS n")
+    holder = site.connect()
+    holder.execute("BEGIN; SELECT FROM docs WHERE id = 7 FOR UPDATE")
+    site.drain(timeout_s=3.0)
+    assert status(docs) == (20, 19, 1, 0)
+
+
 def test_a_worker_that_dies_loses_nothing(docs: Connection, site: Site, client: Client) -> None:
     docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 50) AS n")
     claimed = docs.execute("SELECT * FROM nv_embed.claim(ARRAY(SELECT id FROM nv_embed.generation), 30, '2 s')").fetchall()
