@@ -21,10 +21,11 @@ from nv_embed.errors import EmbedError
 from nv_embed.limits import MAX_MESSAGE_BYTES
 from nv_embed.proto import nv_embed_pb2 as pb
 from nv_embed.proto.nv_embed_pb2_grpc import add_EmbedderServicer_to_server
+from nv_embed_sidecar.intake import Intake, RequestLimits
 from nv_embed_sidecar.models import Models
 from nv_embed_sidecar.queues import Limits
 from nv_embed_sidecar.scheduler import Patience, Scheduler
-from nv_embed_sidecar.service import RequestLimits, Service
+from nv_embed_sidecar.service import Service
 from nv_embed_sidecar.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,8 @@ class Server:
         self.scheduler = Scheduler(limits, self._set_health, self._failed, batch_tokens=settings.batch_tokens, patience=patience)
         request_limits = RequestLimits(settings.max_request_texts, settings.max_request_bytes, settings.max_text_bytes)
         self._server = grpc.server(futures.ThreadPoolExecutor(settings.rpc_threads, thread_name_prefix="rpc"), options=OPTIONS)
-        add_EmbedderServicer_to_server(Service(models, self.scheduler, request_limits, max_calls=3 * share, max_streams=share), self._server)
+        intake = Intake(models, self.scheduler, request_limits)
+        add_EmbedderServicer_to_server(Service(intake, self.scheduler, max_calls=3 * share, max_streams=share), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         self.addresses = tuple(_listen(self._server, address) for address in settings.listen)

@@ -1,9 +1,9 @@
 """
 nv_embed.v1 over gRPC.
 
-A call is checked, tokenised in its own thread, queued with the scheduler and answered at the width it asked for. A stream is read ahead, so that the
-scheduler holds its next requests while its earlier ones are computed. Every failure leaves as a status of the table in `nv_embed/errors.py`; the
-texts of a call are never logged and never appear in an answer.
+A call is begun in its own thread (`intake.py`) and answered when its vectors are there. A stream is read ahead, so that the scheduler holds its next
+requests while its earlier ones are computed. Every failure leaves as a status of the table in `nv_embed/errors.py`; the texts of a call are never
+logged and never appear in an answer.
 
 In:  protobuf requests      Out: protobuf answers, or a status with trailing metadata
 """
@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ from nv_embed.proto import nv_embed_pb2 as pb
 from nv_embed.proto.nv_embed_pb2_grpc import EmbedderServicer
 from nv_embed_sidecar import chunking
 from nv_embed_sidecar.engines import Vectors
-from nv_embed_sidecar.models import Model, Models
-from nv_embed_sidecar.pooling import truncate
+from nv_embed_sidecar.intake import Begun, Intake, Wanted
+from nv_embed_sidecar.models import Model
 from nv_embed_sidecar.scheduler import Scheduler
 from nv_embed_sidecar.streams import ReadAhead
 from nv_embed_sidecar.tokenising import InputType, Truncate
@@ -47,15 +47,6 @@ CLIENT_KEY = "nv-embed-client"
 CLIENT_CHARACTERS = 100
 
 
-@dataclass(frozen=True)
-class RequestLimits:
-    """The largest request that is looked at."""
-
-    texts: int
-    request_bytes: int
-    text_bytes: int
-
-
 class Service(EmbedderServicer):
     """What answers the calls.
 
@@ -64,10 +55,9 @@ class Service(EmbedderServicer):
         max_streams: open `EmbedStream` calls; each holds a thread, and has one that reads ahead, for as long as it is open.
     """
 
-    def __init__(self, models: Models, scheduler: Scheduler, limits: RequestLimits, max_calls: int, max_streams: int) -> None:
-        self._models = models
+    def __init__(self, intake: Intake, scheduler: Scheduler, max_calls: int, max_streams: int) -> None:
+        self._intake = intake
         self._scheduler = scheduler
-        self._limits = limits
         self._places = {interactive: threading.BoundedSemaphore(max_calls) for interactive in (False, True)}
         self._streams = threading.BoundedSemaphore(max_streams)
 
@@ -88,15 +78,15 @@ class Service(EmbedderServicer):
 
     def Tokenize(self, request: pb.TokenizeRequest, context: grpc.ServicerContext) -> pb.TokenizeResponse:
         with _statuses(context), self._place(interactive=False):
-            model = self._models.find(request.model)
-            self._check_texts(request.texts)
+            model = self._intake.models.find(request.model)
+            self._intake.check(request.texts)
             input_type = _choice("input_type", request.input_type, INPUT_TYPES)
             return pb.TokenizeResponse(tokens=model.tokenizer.count(request.texts, input_type), model=model.name, revision=model.revision)
 
     def Chunk(self, request: pb.ChunkRequest, context: grpc.ServicerContext) -> pb.ChunkResponse:
         with _statuses(context), self._place(interactive=False):
-            model = self._models.find(request.model)
-            self._check_texts([request.text])
+            model = self._intake.models.find(request.model)
+            self._intake.check([request.text])
             answer = pb.ChunkResponse(model=model.name, revision=model.revision)
             for piece in chunking.chunk(model.tokenizer, request.text, request.max_tokens, request.overlap):
                 if not context.is_active():
@@ -107,7 +97,7 @@ class Service(EmbedderServicer):
     def ListModels(self, request: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:
         del request
         with _statuses(context):
-            return pb.ListModelsResponse(models=[_described(model) for model in self._models])
+            return pb.ListModelsResponse(models=[_described(model) for model in self._intake.models])
 
     @contextmanager
     def _place(self, *, interactive: bool) -> Iterator[None]:
@@ -123,57 +113,31 @@ class Service(EmbedderServicer):
 
     def _begin(self, request: pb.EmbedRequest, caller: "_Caller") -> "_Answer":
         """Check, tokenise and queue a request."""
-        deadline = time.monotonic() + caller.time_left()
-        model = self._models.find(request.model, request.revision)
-        dim = model.dim(request.dim)
-        input_type = _choice("input_type", request.input_type, INPUT_TYPES)
-        cut = _choice("truncate", request.truncate, TRUNCATES)
-        interactive = _choice("priority", request.priority, INTERACTIVE)
-        self._check_texts(request.texts)
-        answer = pb.EmbedResponse(dim=dim, model=model.name, revision=model.revision)
-        if not request.texts:
-            return _Answer(answer, None)
-        self._scheduler.check(model.engine, len(request.texts), interactive=interactive, client=caller.name)
-        ids = model.tokenizer.encode(request.texts, input_type, cut)
-        answer.tokens.extend(map(len, ids))
-        future = self._scheduler.submit(model.engine, ids, interactive=interactive, deadline=deadline, client=caller.name)
-        caller.waits_for(future)
-        return _Answer(answer, future)
-
-    def _check_texts(self, texts: Sequence[str]) -> None:
-        if len(texts) > self._limits.texts:
-            raise InvalidInput(f"{len(texts)} texts exceed the limit of {self._limits.texts} a request", hint="send them in several requests")
-        total = 0
-        for position, text in enumerate(texts):
-            size = len(text.encode())
-            total += size
-            if size > self._limits.text_bytes:
-                raise InvalidInput(
-                    f"{size:,} bytes exceed the limit of {self._limits.text_bytes:,} bytes a text",
-                    hint="cut it first, and embed its pieces",
-                    position=position,
-                )
-        if total > self._limits.request_bytes:
-            raise InvalidInput(
-                f"{total:,} bytes exceed the limit of {self._limits.request_bytes:,} bytes a request", hint="send the texts in several requests"
-            )
+        wanted = Wanted(
+            model=request.model,
+            revision=request.revision,
+            dim=request.dim,
+            input_type=_choice("input_type", request.input_type, INPUT_TYPES),
+            truncate=_choice("truncate", request.truncate, TRUNCATES),
+            interactive=_choice("priority", request.priority, INTERACTIVE),
+        )
+        begun = self._intake.begin(request.texts, wanted, client=caller.name, deadline=time.monotonic() + caller.time_left())
+        if begun.future is not None:
+            caller.waits_for(begun.future)
+        return _Answer(begun)
 
 
 @dataclass
 class _Answer:
     """An answer whose vectors, if it has any, are still being computed."""
 
-    answer: pb.EmbedResponse
-    future: "Future[Vectors] | None"
+    begun: Begun
 
     def wait(self) -> pb.EmbedResponse:
-        future, self.future = self.future, None
-        try:
-            if future is not None:
-                self.answer.vectors = truncate(future.result(), self.answer.dim).astype("<f4", copy=False).tobytes()
-            return self.answer
-        finally:
-            del future  # a failed one holds its error, and the error's traceback this frame
+        begun = self.begun
+        answer = pb.EmbedResponse(dim=begun.dim, model=begun.model.name, revision=begun.model.revision, tokens=begun.tokens)
+        answer.vectors = begun.wait().astype("<f4", copy=False).tobytes()
+        return answer
 
 
 class _Caller:

@@ -1,0 +1,130 @@
+"""
+What becomes of a request, whichever door it comes through: it is checked, tokenised and queued.
+
+In:  texts, and what is wanted of them      Out: their vectors, as soon as they are computed
+"""
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy
+
+from nv_embed.errors import InvalidInput
+from nv_embed_sidecar.engines import Vectors
+from nv_embed_sidecar.models import Model, Models
+from nv_embed_sidecar.pooling import truncate
+from nv_embed_sidecar.scheduler import Scheduler
+from nv_embed_sidecar.tokenising import InputType, Truncate
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """The largest request that is looked at."""
+
+    texts: int
+    request_bytes: int
+    text_bytes: int
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a caller wants of some texts.
+
+    Attributes:
+        model: any name of it; the default model's if empty.
+        revision: the only one that will do; any if empty.
+        dim: width of the vectors; the model's own if 0.
+        interactive: somebody waits for it.
+    """
+
+    model: str = ""
+    revision: str = ""
+    dim: int = 0
+    input_type: InputType = InputType.PASSAGE
+    truncate: Truncate = Truncate.NONE
+    interactive: bool = False
+
+
+@dataclass
+class Begun:
+    """A request that is being computed.
+
+    Attributes:
+        tokens: of each text, as the engine reads it.
+        future: of pooled vectors; None where there are no texts.
+    """
+
+    model: Model
+    dim: int
+    tokens: list[int]
+    future: "Future[Vectors] | None"
+
+    def wait(self) -> Vectors:
+        """The vectors, [texts, dim] of unit length, once they are there. They are given out once.
+
+        Raises:
+            EmbedError, CancelledError: there are none.
+        """
+        future, self.future = self.future, None
+        try:
+            return numpy.empty((0, self.dim), numpy.float32) if future is None else truncate(future.result(), self.dim)
+        finally:
+            del future  # a failed one holds its error, and the error's traceback this frame
+
+
+class Intake:
+    """Where requests come in.
+
+    Attributes:
+        models: what is served.
+        limits: what is refused before anything is done about it.
+    """
+
+    def __init__(self, models: Models, scheduler: Scheduler, limits: RequestLimits) -> None:
+        self.models = models
+        self.limits = limits
+        self._scheduler = scheduler
+
+    def begin(self, texts: Sequence[str], wanted: Wanted, *, client: str, deadline: float = math.inf) -> Begun:
+        """Check, tokenise and queue a request, in the caller's thread.
+
+        Args:
+            client: whose turn it takes.
+            deadline: `time.monotonic()` after which nobody wants the answer.
+        Raises:
+            EmbedError: it is not taken.
+        """
+        model = self.models.find(wanted.model, wanted.revision)
+        dim = model.dim(wanted.dim)
+        self.check(texts)
+        if not texts:
+            return Begun(model, dim, [], None)
+        self._scheduler.check(model.engine, len(texts), interactive=wanted.interactive, client=client)
+        ids = model.tokenizer.encode(texts, wanted.input_type, wanted.truncate)
+        future = self._scheduler.submit(model.engine, ids, interactive=wanted.interactive, deadline=deadline, client=client)
+        return Begun(model, dim, [len(text) for text in ids], future)
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Refuse more than is looked at.
+
+        Raises:
+            InvalidInput: too many texts, or too long ones.
+        """
+        if len(texts) > self.limits.texts:
+            raise InvalidInput(f"{len(texts)} texts exceed the limit of {self.limits.texts} a request", hint="send them in several requests")
+        total = 0
+        for position, text in enumerate(texts):
+            size = len(text.encode())
+            total += size
+            if size > self.limits.text_bytes:
+                raise InvalidInput(
+                    f"{size:,} bytes exceed the limit of {self.limits.text_bytes:,} bytes a text",
+                    hint="cut it first, and embed its pieces",
+                    position=position,
+                )
+        if total > self.limits.request_bytes:
+            raise InvalidInput(
+                f"{total:,} bytes exceed the limit of {self.limits.request_bytes:,} bytes a request", hint="send the texts in several requests"
+            )
