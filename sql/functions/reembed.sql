@@ -65,8 +65,9 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.set_state(bigint, text) IS 'Brings a re-embedding into a state.';
 
--- Whoever comes after one that waits for a lock waits too. So none is waited for longer than a twentieth of a second, and then tried again; where those
--- who use the table leave no such gap, a little longer each time, up to what a tenth of a second leaves for the work itself.
+-- Whoever comes after one that waits for a lock waits too. So none is waited for longer than a twentieth of a second, and then tried again. For half of
+-- the patience the tries grow to what a tenth of a second leaves for the work itself; where statements that overlap take longer than that, they leave no
+-- such gap at all, and the tries grow on to half a second.
 CREATE OR REPLACE FUNCTION nv_embed.lock_briefly(relation regclass, patience interval) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -78,7 +79,7 @@ DECLARE
     is_locked boolean := false;
 BEGIN
     WHILE NOT is_locked LOOP
-        PERFORM set_config('lock_timeout', format('%sms', round(50 + 35 * spent)), true);
+        PERFORM set_config('lock_timeout', format('%sms', round(50 + 70 * spent + 760 * greatest(spent - 0.5, 0))), true);
         BEGIN
             EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', nv_embed.qualified(relation));
             is_locked := true;
