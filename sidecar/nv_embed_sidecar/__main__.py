@@ -39,6 +39,9 @@ def serve(
         list[str] | None, typer.Option(help="Short name (minilm, fake, auto), directory or hub id. Repeatable; the first is the default.")
     ] = None,
     listen: Annotated[list[str] | None, typer.Option(help="host:port, host:0 for any free port, or unix:/path. Repeatable.")] = None,
+    http: Annotated[
+        list[str] | None, typer.Option(help="Where to serve NVIDIA's and OpenAI's API, /v1/embeddings, over HTTP; nowhere unless given. Repeatable.")
+    ] = None,
     dims: Annotated[list[str] | None, typer.Option(help="Widths to allow although no model was trained for them, such as 256,128.")] = None,
     query_prompt: Annotated[str | None, typer.Option(help="What the one model served gets in front of a query, instead of its own.")] = None,
     passage_prompt: Annotated[str | None, typer.Option(help="The same for a passage; '' for nothing.")] = None,
@@ -65,7 +68,7 @@ def serve(
         Path | None, typer.Option(help="A file that, while it exists, holds the fault that the fake model rehearses: error, oom or hang.")
     ] = None,
 ) -> None:
-    """Hold embedding models and serve them over gRPC (nv_embed.v1).
+    """Hold embedding models and serve them over gRPC (nv_embed.v1) and HTTP (/v1/embeddings).
 
     Every option may come from the environment instead: NV_EMBED_SIDECAR_ and its name in capitals, as in NV_EMBED_SIDECAR_BATCH_TOKENS. For --model
     it is NV_EMBED_SIDECAR_MODELS, and lists are separated by commas.
@@ -94,7 +97,7 @@ def run(settings: Settings) -> None:
     # gRPC and NumPy are imported behind the signal handlers and the check of the command line: both should answer at once.
     from nv_embed_sidecar import models, server
 
-    server.check_addresses(settings.listen)
+    server.check_addresses((*settings.listen, *settings.http))
     if settings.ready_file is not None:
         settings.ready_file.unlink(missing_ok=True)
     loaded = models.load(settings)

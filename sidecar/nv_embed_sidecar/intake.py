@@ -16,7 +16,9 @@ from nv_embed_sidecar.engines import Vectors
 from nv_embed_sidecar.models import Model, Models
 from nv_embed_sidecar.pooling import truncate
 from nv_embed_sidecar.scheduler import Scheduler
-from nv_embed_sidecar.tokenising import InputType, Truncate
+from nv_embed_sidecar.tokenising import InputType, TextTokenizer, Truncate
+
+Texts = Sequence[str] | Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,13 @@ class Begun:
         """
         future, self.future = self.future, None
         try:
-            return numpy.empty((0, self.dim), numpy.float32) if future is None else truncate(future.result(), self.dim)
+            return numpy.empty((0, self.dim), numpy.float32) if future is None else self.cut(future.result())
         finally:
             del future  # a failed one holds its error, and the error's traceback this frame
+
+    def cut(self, pooled: Vectors) -> Vectors:
+        """What the future gave, at the width that was asked for."""
+        return truncate(pooled, self.dim)
 
 
 class Intake:
@@ -87,10 +93,11 @@ class Intake:
         self.limits = limits
         self._scheduler = scheduler
 
-    def begin(self, texts: Sequence[str], wanted: Wanted, *, client: str, deadline: float = math.inf) -> Begun:
+    def begin(self, texts: Texts, wanted: Wanted, *, client: str, deadline: float = math.inf) -> Begun:
         """Check, tokenise and queue a request, in the caller's thread.
 
         Args:
+            texts: or the token ids of each, in the model's own vocabulary.
             client: whose turn it takes.
             deadline: `time.monotonic()` after which nobody wants the answer.
         Raises:
@@ -102,11 +109,11 @@ class Intake:
         if not texts:
             return Begun(model, dim, [], None)
         self._scheduler.check(model.engine, len(texts), interactive=wanted.interactive, client=client)
-        ids = model.tokenizer.encode(texts, wanted.input_type, wanted.truncate)
+        ids = _encoded(model.tokenizer, texts, wanted)
         future = self._scheduler.submit(model.engine, ids, interactive=wanted.interactive, deadline=deadline, client=client)
         return Begun(model, dim, [len(text) for text in ids], future)
 
-    def check(self, texts: Sequence[str]) -> None:
+    def check(self, texts: Texts) -> None:
         """Refuse more than is looked at.
 
         Raises:
@@ -116,7 +123,7 @@ class Intake:
             raise InvalidInput(f"{len(texts)} texts exceed the limit of {self.limits.texts} a request", hint="send them in several requests")
         total = 0
         for position, text in enumerate(texts):
-            size = len(text.encode())
+            size = len(text.encode() if isinstance(text, str) else text)
             total += size
             if size > self.limits.text_bytes:
                 raise InvalidInput(
@@ -128,3 +135,10 @@ class Intake:
             raise InvalidInput(
                 f"{total:,} bytes exceed the limit of {self.limits.request_bytes:,} bytes a request", hint="send the texts in several requests"
             )
+
+
+def _encoded(tokenizer: TextTokenizer, texts: Texts, wanted: Wanted) -> list[list[int]]:
+    words = [text for text in texts if isinstance(text, str)]
+    if len(words) == len(texts):
+        return tokenizer.encode(words, wanted.input_type, wanted.truncate)
+    return tokenizer.encode_ids([text for text in texts if not isinstance(text, str)], wanted.input_type, wanted.truncate)

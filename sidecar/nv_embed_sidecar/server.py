@@ -21,6 +21,8 @@ from nv_embed.errors import EmbedError
 from nv_embed.limits import MAX_MESSAGE_BYTES
 from nv_embed.proto import nv_embed_pb2 as pb
 from nv_embed.proto.nv_embed_pb2_grpc import add_EmbedderServicer_to_server
+from nv_embed_sidecar.http.app import Bounds, Door, make
+from nv_embed_sidecar.http.listener import Listener, bound
 from nv_embed_sidecar.intake import Intake, RequestLimits
 from nv_embed_sidecar.models import Models
 from nv_embed_sidecar.queues import Limits
@@ -72,34 +74,43 @@ class Server:
     Args:
         on_failure: called when nothing will be computed any more; what serves then is to be stopped.
     Attributes:
-        addresses: where it listens, with real port numbers.
-        scheduler: what its calls wait in.
+        addresses, http_addresses: where it listens, with real port numbers.
+        intake, scheduler: what its calls come in by, and wait in.
         failure: why nothing will be computed any more.
     """
 
     def __init__(self, models: Models, settings: Settings, on_failure: Callable[[], None] = lambda: None) -> None:
         self.failure: str | None = None
+        self._is_serving = False
         self._on_failure = on_failure
         self._health = Health()
         self._drain_s = settings.drain_s
         # Waiting requests hold threads: three eighths may be bulk, three queries, and one streams. The last eighth answers health, and refuses.
         share = settings.rpc_threads // 8
-        limits = Limits(settings.max_queue_texts, settings.max_queue_tokens, requests=3 * share)
+        bounds = Bounds()
+        # Those over HTTP hold none.
+        requests = 3 * share + (bounds.requests if settings.http else 0)
+        limits = Limits(settings.max_queue_texts, settings.max_queue_tokens, requests=requests)
         patience = Patience(hang_s=settings.hang_s)
         self.scheduler = Scheduler(limits, self._set_health, self._failed, batch_tokens=settings.batch_tokens, patience=patience)
         request_limits = RequestLimits(settings.max_request_texts, settings.max_request_bytes, settings.max_text_bytes)
         self._server = grpc.server(futures.ThreadPoolExecutor(settings.rpc_threads, thread_name_prefix="rpc"), options=OPTIONS)
-        intake = Intake(models, self.scheduler, request_limits)
+        self.intake = intake = Intake(models, self.scheduler, request_limits)
         add_EmbedderServicer_to_server(Service(intake, self.scheduler, max_calls=3 * share, max_streams=share), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         self.addresses = tuple(_listen(self._server, address) for address in settings.listen)
+        listening = [_bind(address) for address in settings.http]
+        self.http_addresses = tuple(address for _, address in listening)
+        door = Door(intake, is_live=lambda: self.failure is None, is_ready=lambda: self._is_serving, bounds=bounds)
+        self._http = Listener(make(door), [opened for opened, _ in listening], self._drain_s)
 
     def start(self) -> None:
         self.scheduler.start()
         self._set_health(True)
         self._server.start()
-        for address in self.addresses:
+        self._http.start()
+        for address in (*self.addresses, *self.http_addresses):
             if address.startswith("unix:"):
                 # Who may connect is decided by the directory: Postgres runs as another user.
                 Path(address.removeprefix("unix:")).chmod(SOCKET_MODE)
@@ -107,10 +118,13 @@ class Server:
     def stop(self) -> None:
         """Refuse new calls, let those under way finish for at most `drain_s`, and end."""
         stopped = self._server.stop(self._drain_s)
+        self._http.close()
         # Behind it: who hears that nothing is served any more is not taken in again.
+        self._is_serving = False
         self._health.drain()
         # Bounded, because the end must not hang on what gRPC counts.
         stopped.wait(self._drain_s + CANCEL_S)
+        self._http.wait()
         self.scheduler.close()
 
     def _failed(self, reason: str) -> None:
@@ -118,6 +132,7 @@ class Server:
         self._on_failure()
 
     def _set_health(self, healthy: bool) -> None:
+        self._is_serving = healthy
         status = health_pb2.HealthCheckResponse.SERVING if healthy else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in (health.OVERALL_HEALTH, SERVICE):
             self._health.set(service, status)
@@ -127,14 +142,15 @@ def announce(server: Server, models: Models, ready_file: Path | None) -> str:
     """The line that says what is served where; the same as JSON in `ready_file`, which appears whole or not at all."""
     names = [model.name for model in models]
     if ready_file is not None:
-        said = {"pid": os.getpid(), "addresses": list(server.addresses), "models": names}
+        said = {"pid": os.getpid(), "addresses": list(server.addresses), "http": list(server.http_addresses), "models": names}
         new = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
         try:
             new.write_text(json.dumps(said))
             new.replace(ready_file)
         except OSError as error:
             raise CannotStart(f"cannot write {ready_file}: {error.strerror}", hint="name a file in a folder that this user may write to") from error
-    return f"nv_embed_sidecar: serving {', '.join(names)} on {', '.join(server.addresses)}"
+    http = f", and over HTTP on {', '.join(server.http_addresses)}" if server.http_addresses else ""
+    return f"nv_embed_sidecar: serving {', '.join(names)} on {', '.join(server.addresses)}{http}"
 
 
 def _listen(server: grpc.Server, address: str) -> str:
@@ -143,15 +159,28 @@ def _listen(server: grpc.Server, address: str) -> str:
     Raises:
         CannotStart: it is taken, or not to be had.
     """
-    taken = CannotStart(f"cannot listen on {address}", hint="is another program listening there, and may this user?")
     if address.startswith("unix:") and not _is_free(Path(address.removeprefix("unix:"))):
-        raise taken
+        raise _taken(address)
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
-        raise taken from error
+        raise _taken(address) from error
     host, colon, wanted = address.rpartition(":")
     return f"{host}{colon}{port}" if wanted == "0" and not address.startswith("unix:") else address
+
+
+def _bind(address: str) -> tuple[socket.socket, str]:
+    """The same for HTTP."""
+    if address.startswith("unix:") and not _is_free(Path(address.removeprefix("unix:"))):
+        raise _taken(address)
+    try:
+        return bound(address)
+    except OSError as error:
+        raise _taken(address) from error
+
+
+def _taken(address: str) -> CannotStart:
+    return CannotStart(f"cannot listen on {address}", hint="is another program listening there, and may this user?")
 
 
 def _is_free(path: Path) -> bool:

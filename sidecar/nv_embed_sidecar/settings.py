@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     Attributes:
         models: names, directories or hub ids; the first is the default model.
         listen: addresses, `host:port` (port 0: any free one) or `unix:/path`.
+        http: addresses of NVIDIA's and OpenAI's API over HTTP, as for `listen`; none unless given.
         dims: widths allowed beyond those a model was trained for.
         query_prompt, passage_prompt, max_tokens, pooling: of the model, instead of what its files or the registry say.
         bidirectional: that the model, by its files a causal one, was trained with bidirectional attention.
@@ -53,6 +54,7 @@ class Settings(BaseSettings):
 
     models: Annotated[tuple[str, ...], NoDecode] = Field(("auto",), min_length=1)
     listen: Annotated[tuple[str, ...], NoDecode] = Field((DEFAULT_LISTEN,), min_length=1)
+    http: Annotated[tuple[str, ...], NoDecode] = ()
     dims: Annotated[tuple[int, ...], NoDecode] = ()
     query_prompt: str | None = None
     passage_prompt: str | None = None
@@ -75,7 +77,7 @@ class Settings(BaseSettings):
     fake_delay_s: float = Field(0.0, ge=0)
     fake_fault: Path | None = None
 
-    @field_validator("models", "listen", mode="before")
+    @field_validator("models", "listen", "http", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         """The environment has one text for a list; the command line repeats the option."""

@@ -9,12 +9,14 @@ In:  texts, an input type      Out: token ids, at most `max_tokens` a text
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
@@ -38,8 +40,31 @@ class Truncate(Enum):
     END = "END"
 
 
+class TooLong(InvalidInput):
+    """A text has more tokens than its model reads.
+
+    Attributes:
+        tokens: of the text, special tokens and prompt included.
+        max_tokens: that the model reads.
+    """
+
+    def __init__(self, tokens: int, max_tokens: int, model: str, position: int) -> None:
+        super().__init__(
+            f"{tokens} tokens exceed the {max_tokens} tokens that model {model} reads",
+            hint="cut the text into pieces with nv_chunk(), or allow the loss with truncate => 'END'",
+            position=position,
+        )
+        self.tokens = tokens
+        self.max_tokens = max_tokens
+
+
 class Vocabulary(Protocol):
     """What splits a text into tokens, and the special tokens that stand around every text."""
+
+    @property
+    def size(self) -> int:
+        """Ids are below it."""
+        ...
 
     @property
     def prefix(self) -> tuple[int, ...]: ...
@@ -53,6 +78,10 @@ class Vocabulary(Protocol):
 
     def ids_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of one text, and the characters [start, end) that each stands for."""
+        ...
+
+    def text(self, ids: Sequence[int]) -> str | None:
+        """What token ids stand for, where a text's first ids depend on what stands in front of it; None where they do not."""
         ...
 
 
@@ -92,6 +121,13 @@ class FileVocabulary:
         (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
+    def text(self, ids: Sequence[int]) -> str | None:
+        # Where a word's token holds the space in front of it. Its bytes come back whole; what other decoders make of ids is not always the text.
+        if not isinstance(self._tokenizer.decoder, ByteLevel):
+            return None
+        decoded: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return decoded
+
     def _template(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         encoding = self._tokenizer.encode("a")
         real = [position for position, special in enumerate(encoding.special_tokens_mask) if not special]
@@ -129,9 +165,33 @@ class TextTokenizer:
         """
         prompted = self._prompted(texts, input_type)
         return [
-            [*self._vocabulary.prefix, *self._fit(position, text, ids, input_type, truncate), *self._vocabulary.suffix]
+            self._fit(position, ids, truncate, partial(self._prompt_ids, text, ids, input_type))
             for position, (text, ids) in enumerate(zip(prompted, self._vocabulary.ids(prompted), strict=True))
         ]
+
+    def encode_ids(self, texts: Sequence[Sequence[int]], input_type: InputType, truncate: Truncate) -> list[list[int]]:
+        """What `encode` makes of texts that are tokenised already, by this vocabulary; with special tokens and prompt around them or without.
+
+        Raises:
+            InvalidInput: as for `encode`, or an id is not of the vocabulary.
+        """
+        return [self._encode_ids(position, ids, input_type, truncate) for position, ids in enumerate(texts)]
+
+    def _encode_ids(self, position: int, ids: Sequence[int], input_type: InputType, truncate: Truncate) -> list[int]:
+        wrong = next((id for id in ids if not 0 <= id < self._vocabulary.size), None)
+        if wrong is not None:
+            raise InvalidInput(
+                f"token id {wrong} is not one of the {self._vocabulary.size} of model {self._model}",
+                hint="send token ids of the model's own vocabulary, or send the text",
+                position=position,
+            )
+        bare = _without(list(ids), self._vocabulary.prefix, self._vocabulary.suffix)
+        if (text := self._vocabulary.text(bare)) is not None:
+            (prompted,) = self._prompted([text], input_type)
+            (whole,) = self._vocabulary.ids([prompted])
+            return self._fit(position, whole, truncate, partial(self._prompt_ids, prompted, whole, input_type))
+        (head,) = self._vocabulary.ids([self.prompts[input_type]])
+        return self._fit(position, [*head, *_without(bare, head, ())], truncate, lambda: head)
 
     def overhead(self) -> int:
         """Tokens of an empty passage: special tokens and prompt."""
@@ -157,24 +217,19 @@ class TextTokenizer:
                     hint="allow more tokens, or give a shorter prompt",
                 )
 
-    def _fit(self, position: int, text: str, ids: list[int], input_type: InputType, truncate: Truncate) -> list[int]:
+    def _fit(self, position: int, ids: list[int], truncate: Truncate, find_head: Callable[[], list[int]]) -> list[int]:
+        """The ids of a text and its prompt, as many as there is room for, between the special tokens; `find_head` gives the prompt's."""
         room = self.max_tokens - self._special
         if len(ids) + self._special == 0:
             raise InvalidInput(
                 f"text {position} is empty and model {self._model} has no special tokens", hint="leave empty texts out", position=position
             )
-        if len(ids) <= room:
-            return ids
-        if truncate is Truncate.END:
-            return ids[:room]
-        if truncate is Truncate.START:
-            head = self._prompt_ids(text, ids, input_type)[:room]
-            return [*head, *ids[len(ids) - (room - len(head)) :]]
-        raise InvalidInput(
-            f"{len(ids) + self._special} tokens exceed the {self.max_tokens} tokens that model {self._model} reads",
-            hint="cut the text into pieces with nv_chunk(), or allow the loss with truncate => 'END'",
-            position=position,
-        )
+        if len(ids) > room:
+            if truncate is Truncate.NONE:
+                raise TooLong(len(ids) + self._special, self.max_tokens, self._model, position)
+            head = find_head()[:room] if truncate is Truncate.START else ids[:room]
+            ids = [*head, *ids[len(ids) - (room - len(head)) :]]
+        return [*self._vocabulary.prefix, *ids, *self._vocabulary.suffix]
 
     def _prompt_ids(self, prompted: str, ids: list[int], input_type: InputType) -> list[int]:
         """The first tokens, those of the prompt alone. Its last space often belongs to the text's first word, and is dropped with it."""
@@ -185,6 +240,13 @@ class TextTokenizer:
         ends = [end for _, end in spans if end <= len(prompt)]
         shared = prompt[max(ends, default=0) :]
         return [*ids[: len(ends)], *(self._vocabulary.ids([shared])[0] if shared.strip() else ())]
+
+
+def _without(ids: list[int], prefix: Sequence[int], suffix: Sequence[int]) -> list[int]:
+    """Ids without those around them, where they are there."""
+    start = len(prefix) if ids[: len(prefix)] == list(prefix) else 0
+    end = len(ids) - len(suffix) if suffix and ids[start:][-len(suffix) :] == list(suffix) else len(ids)
+    return ids[start:end]
 
 
 def _portions(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:

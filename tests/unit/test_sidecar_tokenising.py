@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nv_embed_sidecar.chunking import chunk
 from nv_embed_sidecar.engines.fake import FakeVocabulary
-from nv_embed_sidecar.tokenising import PORTION_CHARS, FileVocabulary, InputType, TextTokenizer, Truncate
+from nv_embed_sidecar.tokenising import PORTION_CHARS, FileVocabulary, InputType, TextTokenizer, TooLong, Truncate
 from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -239,3 +239,30 @@ def test_the_fake_vocabulary_knows_words_without_case_and_signs() -> None:
     ids, spans = fake.ids_with_offsets("Who, me?")
     assert len(ids) == 4
     assert spans == [(0, 3), (3, 4), (5, 7), (7, 8)]
+
+
+@pytest.mark.parametrize("kind", ["word pieces", "byte level"])
+@pytest.mark.parametrize("prompt", ["", "query: ", "Represent:"])
+def test_token_ids_read_as_their_text_with_and_without_what_stands_around_it(
+    byte_level_vocabulary: tuple[Tokenizer, FileVocabulary], kind: str, prompt: str
+) -> None:
+    vocabulary = VOCABULARY if kind == "word pieces" else byte_level_vocabulary[1]
+    reader = TextTokenizer(vocabulary, model="m", max_tokens=200, query_prompt=prompt, passage_prompt="")
+    for input_type in InputType:
+        for text in ("I do not know 's [UNK] ünïcode 🙂", "one two", "a", "!", " x", "日本"):
+            (whole,) = reader.encode([text], input_type, Truncate.NONE)
+            (bare,) = vocabulary.ids([text])
+            for ids in (bare, [*vocabulary.prefix, *bare, *vocabulary.suffix], whole):
+                assert reader.encode_ids([ids], input_type, Truncate.NONE) == [whole]
+
+
+def test_token_ids_are_cut_and_checked_like_text() -> None:
+    reader, text = tokenizer(max_tokens=8), "one two three four five six seven eight nine"
+    for truncate in (Truncate.START, Truncate.END):
+        assert reader.encode_ids(VOCABULARY.ids([text]), InputType.QUERY, truncate) == reader.encode([text], InputType.QUERY, truncate)
+    with pytest.raises(TooLong, match="13 tokens exceed the 8 tokens"):
+        reader.encode_ids(VOCABULARY.ids([text]), InputType.QUERY, Truncate.NONE)
+    for wrong in (-1, VOCABULARY.size):
+        with pytest.raises(InvalidInput, match=f"token id {wrong} is not one of the {VOCABULARY.size} of model m") as raised:
+            reader.encode_ids([[1], [wrong]], InputType.PASSAGE, Truncate.NONE)
+        assert raised.value.position == 1

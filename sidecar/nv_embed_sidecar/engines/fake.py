@@ -21,7 +21,7 @@ from nv_embed_sidecar.engines import Capacity, OutOfMemory, Vectors
 WIDTH = 2048
 WORD = re.compile(r"\w+|[^\w\s]")
 START_ID = 1
-LENGTH_BITS = 4
+HASH_BITS, LENGTH_BITS = 32, 4
 
 # What fits while memory is rehearsed to be short.
 SCARCE_TEXTS = 4
@@ -82,6 +82,7 @@ class FakeVocabulary:
 
     prefix = (START_ID,)
     suffix = ()
+    size = 1 << HASH_BITS + LENGTH_BITS
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [[_word_id(word) for word in WORD.findall(text)] for text in texts]
@@ -90,11 +91,15 @@ class FakeVocabulary:
         words = list(WORD.finditer(text))
         return [_word_id(word.group()) for word in words], [word.span() for word in words]
 
+    def text(self, ids: Sequence[int]) -> str | None:
+        del ids
+        return None
+
 
 @lru_cache(maxsize=16384)
 def _word_id(word: str) -> int:
     word = word.lower()
-    digest = hashlib.blake2b(word.encode(), digest_size=4).digest()
+    digest = hashlib.blake2b(word.encode(), digest_size=HASH_BITS // 8).digest()
     return int.from_bytes(digest, "big") << LENGTH_BITS | min(len(word), (1 << LENGTH_BITS) - 1)
 
 

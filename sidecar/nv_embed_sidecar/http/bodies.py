@@ -1,0 +1,85 @@
+"""
+Reading bodies from whoever sends them.
+
+A body that says that it is too large is refused before a byte of it is read, one that does not say so as soon as it is. All that are being worked on
+have a bound together, and each has its time.
+
+In:  a request      Out: its body
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.requests import Request
+
+from nv_embed.errors import Overloaded
+from nv_embed_sidecar.http.failures import TooLarge, TooSlow, Unprocessable
+
+PAUSE_S = 1.0
+
+
+class Bodies:
+    """The bodies that are here. Used from one event loop.
+
+    Args:
+        most_bytes: of one.
+        room_bytes: of all together.
+        time_s: for one to come in.
+    """
+
+    def __init__(self, most_bytes: int, room_bytes: int, time_s: float) -> None:
+        self._most = most_bytes
+        self._room = room_bytes
+        self._time_s = time_s
+
+    @asynccontextmanager
+    async def body(self, request: Request) -> AsyncIterator[bytes]:
+        """The body of a request, for as long as it is worked on.
+
+        Raises:
+            TooLarge, TooSlow, Overloaded: it is not taken.
+        """
+        size = self._size(request)
+        if size > self._room:
+            raise Overloaded("too many requests are being read", hint="ask again later", retry_after_s=PAUSE_S)
+        self._room -= size
+        try:
+            yield await self._in_time(request)
+        finally:
+            self._room += size
+
+    def _size(self, request: Request) -> int:
+        """How much room a body is given: as much as it says that it has."""
+        said = request.headers.get("content-length")
+        if said is None:
+            return self._most
+        if not said.isascii() or not said.isdigit():
+            raise Unprocessable("Content-Length is not a number", hint="send the number of bytes of the body")
+        if int(said) > self._most:
+            raise self._too_large()
+        return int(said)
+
+    async def _in_time(self, request: Request) -> bytes:
+        try:
+            async with asyncio.timeout(self._time_s):
+                return await self._read(request)
+        except TimeoutError:
+            raise TooSlow(f"the body did not come within {self._time_s:g} s", hint="send it faster, or less of it") from None
+
+    async def _read(self, request: Request) -> bytes:
+        body = bytearray()
+        async for piece in request.stream():
+            body += piece
+            if len(body) > self._most:
+                raise self._too_large()
+        return bytes(body)
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"the body exceeds the limit of {self._most:,} bytes", hint="send the texts in several requests")
+
+
+async def until_gone(request: Request) -> None:
+    """Return when the caller of a request that was read has hung up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
