@@ -40,6 +40,7 @@ class Serving:
         options: what else it was told on its command line.
         models: the names of what it serves, its default first.
         addresses: where it answers, as gRPC takes them.
+        http: where it answers over HTTP.
         since: when it was ready, in seconds since 1970.
     """
 
@@ -48,6 +49,7 @@ class Serving:
     options: tuple[str, ...]
     models: tuple[str, ...]
     addresses: tuple[str, ...]
+    http: tuple[str, ...]
     since: float
 
     @property
@@ -119,7 +121,15 @@ class SidecarProcess:
         command = _command_line(said["pid"])
         asked_for = command[command.index("--model") + 1] if "--model" in command[:-1] else ""
         options = tuple(command[command.index("--ready-file") + 2 :])
-        return Serving(said["pid"], asked_for, options, tuple(said["models"]), tuple(said["addresses"]), self.ready_file.stat().st_mtime)
+        return Serving(
+            pid=said["pid"],
+            asked_for=asked_for,
+            options=options,
+            models=tuple(said["models"]),
+            addresses=tuple(said["addresses"]),
+            http=tuple(said.get("http", ())),
+            since=self.ready_file.stat().st_mtime,
+        )
 
     def processes(self) -> list[int]:
         """Living processes that were started with our ready file."""

@@ -159,6 +159,7 @@ class Look:
                 "pid": None if serving is None else serving.pid,
                 "models": [] if serving is None else list(serving.models),
                 "addresses": [] if serving is None else list(serving.addresses),
+                "http": [] if serving is None else list(serving.http),
                 "uptime_s": None if serving is None else round(now - serving.since),
                 "log": str(self.servers.sidecar.log),
             },

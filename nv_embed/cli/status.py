@@ -56,7 +56,8 @@ def _print_table(found: "Look") -> None:
         table.add_row("sidecar", Text("stopped", style="red"), "", "", "", "")
     else:
         well = Text("serves", style="green") if found.healthy else Text("not well", style="red")
-        table.add_row("sidecar", well, str(sidecar["pid"]), _span(sidecar["uptime_s"]), ", ".join(sidecar["models"]), facts["endpoint"])
+        where = ", ".join((facts["endpoint"], *(f"http://{address}" for address in sidecar["http"])))
+        table.add_row("sidecar", well, str(sidecar["pid"]), _span(sidecar["uptime_s"]), ", ".join(sidecar["models"]), where)
     console.print(table)
     if found.serving is not None and not found.healthy:
         typer.echo(f"\nThe sidecar says: {found.health}")

@@ -13,6 +13,7 @@ import numpy
 
 from nv_embed.errors import InvalidInput
 from nv_embed_sidecar.engines import Vectors
+from nv_embed_sidecar.metrics import Metrics
 from nv_embed_sidecar.models import Model, Models
 from nv_embed_sidecar.pooling import truncate
 from nv_embed_sidecar.scheduler import Scheduler
@@ -86,11 +87,13 @@ class Intake:
     Attributes:
         models: what is served.
         limits: what is refused before anything is done about it.
+        metrics: is told what comes in.
     """
 
-    def __init__(self, models: Models, scheduler: Scheduler, limits: RequestLimits) -> None:
+    def __init__(self, models: Models, scheduler: Scheduler, limits: RequestLimits, metrics: Metrics) -> None:
         self.models = models
         self.limits = limits
+        self.metrics = metrics
         self._scheduler = scheduler
 
     def begin(self, texts: Texts, wanted: Wanted, *, client: str, deadline: float = math.inf) -> Begun:
@@ -111,7 +114,9 @@ class Intake:
         self._scheduler.check(model.engine, len(texts), interactive=wanted.interactive, client=client)
         ids = _encoded(model.tokenizer, texts, wanted)
         future = self._scheduler.submit(model.engine, ids, interactive=wanted.interactive, deadline=deadline, client=client)
-        return Begun(model, dim, [len(text) for text in ids], future)
+        tokens = [len(text) for text in ids]
+        self.metrics.queued(model.name, wanted.input_type.value, tokens)
+        return Begun(model, dim, tokens, future)
 
     def check(self, texts: Texts) -> None:
         """Refuse more than is looked at.

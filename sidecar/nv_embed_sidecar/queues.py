@@ -13,6 +13,7 @@ In:  requests      Out: batches
 """
 
 import math
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -47,6 +48,19 @@ class Limits:
     requests: int
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """What waits in a queue.
+
+    Attributes:
+        oldest_s: for how long the request has waited that has for longest.
+    """
+
+    texts: int
+    cost: float
+    oldest_s: float
+
+
 @dataclass(eq=False)
 class Request:
     """Texts that one caller wants vectors for.
@@ -57,12 +71,14 @@ class Request:
         waiting: positions of texts that are in no batch, longest last: neighbours of equal length waste least, and taking from the end is cheap.
         missing: texts without a vector.
         cost: of the texts that wait.
+        since: `time.monotonic()` when it came.
     """
 
     client: str
     lane: Lane
     ids: Sequence[Sequence[int]]
     deadline: float = math.inf
+    since: float = field(default_factory=time.monotonic)
     future: "Future[Vectors]" = field(default_factory=Future)
     vectors: Vectors = field(init=False)
     waiting: list[int] = field(init=False)
@@ -170,6 +186,11 @@ class Queue:
 
     def texts(self) -> int:
         return _texts(self)
+
+    def waiting(self) -> Waiting:
+        requests = list(self)
+        now = time.monotonic()
+        return Waiting(_texts(requests), _cost(requests), max((now - request.since for request in requests), default=0.0))
 
     def seconds(self) -> float:
         """How long the engines take for all that waits."""

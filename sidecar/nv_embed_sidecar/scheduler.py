@@ -22,13 +22,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from typing import Protocol
 
 import numpy
 
 from nv_embed.errors import DeadlineExceeded, EmbedError, EngineFailure, Overloaded, Unavailable
 from nv_embed_sidecar.engines import Engine, OutOfMemory, Vectors
 from nv_embed_sidecar.lanes import Lane
-from nv_embed_sidecar.queues import Batch, Limits, Queue, Request
+from nv_embed_sidecar.queues import Batch, Limits, Queue, Request, Waiting
 from nv_embed_sidecar.turns import Turns
 from nv_embed_sidecar.workers import Worker
 
@@ -56,6 +57,14 @@ class Patience:
     rebuild_pauses_s: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0, 8.0)
 
 
+class Observer(Protocol):
+    """What hears of the work."""
+
+    def ran(self, engine: Engine, *, interactive: bool, texts: int, fill: float, seconds: float) -> None: ...
+
+    def missed(self, requests: int) -> None: ...
+
+
 class Scheduler:
     """The queues and the threads that empty them.
 
@@ -64,6 +73,7 @@ class Scheduler:
         on_health: called with True or False whenever an engine stops or starts being able to compute.
         on_failure: called once, with the reason, when no engine will ever compute again in this process.
         batch_tokens: cost of a batch; what each engine says unless given.
+        observer: is told of batches and of deadlines that passed.
     """
 
     def __init__(
@@ -74,12 +84,14 @@ class Scheduler:
         *,
         batch_tokens: int | None = None,
         patience: Patience | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._limits = limits
         self._on_health = on_health
         self._on_failure = on_failure
         self._batch_tokens = batch_tokens
         self._patience = patience or Patience()
+        self._observer = observer
         self._changed = threading.Condition()
         self._turns = Turns()
         self._lanes: dict[Engine, Lane] = {}
@@ -107,6 +119,16 @@ class Scheduler:
         """Texts of both priorities that are not yet in a batch."""
         with self._changed:
             return self._turns.interactive.texts() + self._turns.bulk.texts()
+
+    def waiting(self) -> dict[bool, Waiting]:
+        """What waits and is not yet in a batch, of interactive requests and of others."""
+        with self._changed:
+            return {interactive: self._turns.queue(interactive=interactive).waiting() for interactive in (True, False)}
+
+    def rates(self) -> dict[Engine, float]:
+        """How much each engine computes in a second, of those that have been asked for anything."""
+        with self._changed:
+            return {engine: lane.rate for engine, lane in self._lanes.items()}
 
     def wait_s(self, *, interactive: bool) -> float:
         """When it is worth asking again, for whom there is no room."""
@@ -205,6 +227,8 @@ class Scheduler:
                 if work is None and not expired:
                     self._changed.wait(self._until_rebuild_s(now))
             # Outside the lock: a future's callbacks take it again.
+            if expired and self._observer is not None:
+                self._observer.missed(len(expired))
             for request in expired:
                 request.fail(DeadlineExceeded("the deadline passed while the request waited for the engine", hint="allow more time"))
             if work is not None:
@@ -266,10 +290,15 @@ class Scheduler:
             return batch.lane.encode(batch.ids())
 
     def _ran(self, batch: Batch, started: float) -> None:
+        seconds = time.monotonic() - started
+        interactive = batch.queue is self._turns.interactive
         with self._changed:
-            self._turns.ran(batch, time.monotonic() - started)
+            self._turns.ran(batch, seconds)
             self._under_way.discard(batch)
             self._changed.notify_all()
+        if self._observer is not None:
+            fill = batch.cost / batch.lane.budget
+            self._observer.ran(batch.lane.engine, interactive=interactive, texts=batch.texts, fill=fill, seconds=seconds)
 
     def _deliver(self, batch: Batch, vectors: Vectors) -> None:
         """Give each request its rows; one whose rows are not numbers fails, and makes the engine suspicious."""

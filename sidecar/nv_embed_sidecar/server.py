@@ -24,6 +24,7 @@ from nv_embed.proto.nv_embed_pb2_grpc import add_EmbedderServicer_to_server
 from nv_embed_sidecar.http.app import Bounds, Door, make
 from nv_embed_sidecar.http.listener import Listener, bound
 from nv_embed_sidecar.intake import Intake, RequestLimits
+from nv_embed_sidecar.metrics import Metrics
 from nv_embed_sidecar.models import Models
 from nv_embed_sidecar.queues import Limits
 from nv_embed_sidecar.scheduler import Patience, Scheduler
@@ -92,10 +93,12 @@ class Server:
         requests = 3 * share + (bounds.requests if settings.http else 0)
         limits = Limits(settings.max_queue_texts, settings.max_queue_tokens, requests=requests)
         patience = Patience(hang_s=settings.hang_s)
-        self.scheduler = Scheduler(limits, self._set_health, self._failed, batch_tokens=settings.batch_tokens, patience=patience)
+        metrics = Metrics(models)
+        self.scheduler = Scheduler(limits, self._set_health, self._failed, batch_tokens=settings.batch_tokens, patience=patience, observer=metrics)
+        metrics.watch(self.scheduler, lambda: self._is_serving)
         request_limits = RequestLimits(settings.max_request_texts, settings.max_request_bytes, settings.max_text_bytes)
         self._server = grpc.server(futures.ThreadPoolExecutor(settings.rpc_threads, thread_name_prefix="rpc"), options=OPTIONS)
-        self.intake = intake = Intake(models, self.scheduler, request_limits)
+        self.intake = intake = Intake(models, self.scheduler, request_limits, metrics)
         add_EmbedderServicer_to_server(Service(intake, self.scheduler, max_calls=3 * share, max_streams=share), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)

@@ -26,6 +26,7 @@ from nv_embed.proto.nv_embed_pb2_grpc import EmbedderServicer
 from nv_embed_sidecar import chunking
 from nv_embed_sidecar.engines import Vectors
 from nv_embed_sidecar.intake import Begun, Intake, Wanted
+from nv_embed_sidecar.metrics import Outcome
 from nv_embed_sidecar.models import Model
 from nv_embed_sidecar.scheduler import Scheduler
 from nv_embed_sidecar.streams import ReadAhead
@@ -62,11 +63,11 @@ class Service(EmbedderServicer):
         self._streams = threading.BoundedSemaphore(max_streams)
 
     def Embed(self, request: pb.EmbedRequest, context: grpc.ServicerContext) -> pb.EmbedResponse:
-        with _statuses(context), self._place(interactive=INTERACTIVE.get(request.priority, False)):
+        with self._answering(context, "Embed"), self._place(interactive=INTERACTIVE.get(request.priority, False)):
             return self._begin(request, _Caller(context)).wait()
 
     def EmbedStream(self, request_iterator: Iterator[pb.EmbedRequest], context: grpc.ServicerContext) -> Iterator[pb.EmbedResponse]:
-        with _statuses(context):
+        with self._answering(context, "EmbedStream"):
             caller = _Caller(context)
             if not self._streams.acquire(blocking=False):
                 raise Overloaded("too many streams are open", hint="close some, or use Embed", retry_after_s=STREAM_PAUSE_S)
@@ -77,14 +78,14 @@ class Service(EmbedderServicer):
                 self._streams.release()
 
     def Tokenize(self, request: pb.TokenizeRequest, context: grpc.ServicerContext) -> pb.TokenizeResponse:
-        with _statuses(context), self._place(interactive=False):
+        with self._answering(context, "Tokenize"), self._place(interactive=False):
             model = self._intake.models.find(request.model)
             self._intake.check(request.texts)
             input_type = _choice("input_type", request.input_type, INPUT_TYPES)
             return pb.TokenizeResponse(tokens=model.tokenizer.count(request.texts, input_type), model=model.name, revision=model.revision)
 
     def Chunk(self, request: pb.ChunkRequest, context: grpc.ServicerContext) -> pb.ChunkResponse:
-        with _statuses(context), self._place(interactive=False):
+        with self._answering(context, "Chunk"), self._place(interactive=False):
             model = self._intake.models.find(request.model)
             self._intake.check([request.text])
             answer = pb.ChunkResponse(model=model.name, revision=model.revision)
@@ -96,8 +97,14 @@ class Service(EmbedderServicer):
 
     def ListModels(self, request: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:
         del request
-        with _statuses(context):
+        with self._answering(context, "ListModels"):
             return pb.ListModelsResponse(models=[_described(model) for model in self._intake.models])
+
+    @contextmanager
+    def _answering(self, context: grpc.ServicerContext, call: str) -> Iterator[None]:
+        """Whatever goes wrong inside leaves as a status of the table, and is counted."""
+        with self._intake.metrics.request("grpc", call) as outcome, _statuses(context, outcome):
+            yield
 
     @contextmanager
     def _place(self, *, interactive: bool) -> Iterator[None]:
@@ -184,23 +191,25 @@ def _client(context: grpc.ServicerContext) -> str:
 
 
 @contextmanager
-def _statuses(context: grpc.ServicerContext) -> Iterator[None]:
-    """Whatever goes wrong inside leaves as a status of the table."""
+def _statuses(context: grpc.ServicerContext, outcome: Outcome) -> Iterator[None]:
     try:
         yield
+        outcome.code = "OK"
     except EmbedError as error:
-        _abort(context, error)
+        _abort(context, outcome, error)
     except CancelledError:
-        _abort(context, Unavailable("the caller gave up"))
+        _abort(context, outcome, Unavailable("the caller gave up"))
     except Exception as error:
         if not context.is_active():
             log.debug("a call ended while it was answered", exc_info=True)
         else:
             log.error("a call failed unexpectedly: %s", type(error).__name__, exc_info=True)
-        _abort(context, EngineFailure("the sidecar failed", hint="try again; the sidecar's log says what happened"))
+        _abort(context, outcome, EngineFailure("the sidecar failed", hint="try again; the sidecar's log says what happened"))
 
 
-def _abort(context: grpc.ServicerContext, error: EmbedError) -> NoReturn:
+def _abort(context: grpc.ServicerContext, outcome: Outcome, error: EmbedError) -> NoReturn:
+    if context.is_active():
+        outcome.code = error.grpc_code
     trailing: list[tuple[str, str | bytes]] = []
     if error.hint:
         trailing.append(("nv-embed-hint-bin", error.hint.encode()))

@@ -220,7 +220,7 @@ def test_models_metadata_health_and_the_description_are_there(http: httpx.Client
     assert http.get("/v1/health/live").json() == {"object": "health.response", "message": "live", "live": True}
     assert http.get("/v1/metadata").json()["modelInfo"][0]["shortName"] == "fake:0123456789ab"
     paths = http.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/v1/embeddings", "/v1/models", "/v1/models/{name}", "/v1/health/live", "/v1/health/ready", "/v1/metadata"}
+    assert set(paths) == {"/v1/embeddings", "/v1/models", "/v1/models/{name}", "/v1/health/live", "/v1/health/ready", "/v1/metadata", "/v1/metrics"}
     for path, method, status in (("/v1/nothing", "GET", 404), ("/v1/embeddings", "GET", 405), ("/v1/models", "DELETE", 405)):
         answer = http.request(method, path)
         assert (answer.status_code, answer.json()["error"]["type"]) == (status, "invalid_request_error")

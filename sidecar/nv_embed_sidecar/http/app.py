@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 import nv_embed
@@ -29,6 +30,7 @@ from nv_embed_sidecar.http.bodies import Bodies, until_gone
 from nv_embed_sidecar.http.guard import Guard
 from nv_embed_sidecar.http.schema import SUFFIXES, EmbeddingsRequest
 from nv_embed_sidecar.intake import Begun, Intake, Wanted
+from nv_embed_sidecar.metrics import CONTENT_TYPE
 from nv_embed_sidecar.models import Model
 from nv_embed_sidecar.tokenising import InputType, Truncate
 
@@ -89,13 +91,16 @@ class Embeddings(BaseModel):
 class Door:
     """What answers.
 
+    Attributes:
+        intake: by which requests come in.
+
     Args:
         is_live: whether anything will ever be computed again.
         is_ready: whether requests are taken now.
     """
 
     def __init__(self, intake: Intake, is_live: Callable[[], bool], is_ready: Callable[[], bool], bounds: Bounds) -> None:
-        self._intake = intake
+        self.intake = intake
         self._is_live = is_live
         self._is_ready = is_ready
         self._bounds = bounds
@@ -119,10 +124,10 @@ class Door:
             self._under_way -= 1
 
     async def models(self) -> Response:
-        return JSONResponse({"object": "list", "data": [self._described(model) for model in self._intake.models]})
+        return JSONResponse({"object": "list", "data": [self._described(model) for model in self.intake.models]})
 
     async def model(self, name: str) -> Response:
-        return JSONResponse(self._described(self._intake.models.find(name)))
+        return JSONResponse(self._described(self.intake.models.find(name)))
 
     async def live(self) -> Response:
         return _health("live", self._is_live())
@@ -130,10 +135,13 @@ class Door:
     async def ready(self) -> Response:
         return _health("ready", self._is_ready())
 
+    async def metrics(self) -> Response:
+        return Response(await self._in_pool(self.intake.metrics.text), media_type=CONTENT_TYPE)
+
     async def metadata(self) -> Response:
         models = [
             {"modelUrl": "", "shortName": f"{model.name}:{model.revision}", "device": model.engine.device, "precision": model.engine.precision}
-            for model in self._intake.models
+            for model in self.intake.models
         ]
         return JSONResponse(
             {"version": nv_embed.__version__, "modelInfo": models, "assetInfo": [], "licenseInfo": {}, "profileInfo": {}, "repository_override": ""}
@@ -162,19 +170,19 @@ class Door:
             truncate=Truncate[asked.truncate],
             interactive=input_type is InputType.QUERY,
         )
-        return self._intake.begin(asked.inputs, wanted, client=client, deadline=deadline)
+        return self.intake.begin(asked.inputs, wanted, client=client, deadline=deadline)
 
     def _meant(self, asked: EmbeddingsRequest) -> tuple[Model, InputType]:
         """The model, and the input type that the request or a suffix of the model's name says."""
         said = asked.input_type
         try:
-            model = self._intake.models.find(asked.model)
+            model = self.intake.models.find(asked.model)
         except UnknownModel:
             name, dash, kind = asked.model.rpartition("-")
             meant = SUFFIXES.get(dash + kind)
             if meant is None:
                 raise
-            model = self._intake.models.find(name)
+            model = self.intake.models.find(name)
             if said not in (None, meant):
                 raise InvalidInput(f"the model's name says {meant}, and input_type {said}", hint="leave one of them out") from None
             said = meant
@@ -237,11 +245,12 @@ def make(door: Door) -> ASGIApp:
     app.get("/v1/health/live", response_model=Health, responses={503: {"model": Health}}, summary="Whether to start it again")(door.live)
     app.get("/v1/health/ready", response_model=Health, responses={503: {"model": Health}}, summary="Whether it takes requests")(door.ready)
     app.get("/v1/metadata", summary="Versions")(door.metadata)
+    app.get("/v1/metrics", summary="For Prometheus", response_class=PlainTextResponse)(door.metrics)
     app.add_exception_handler(EmbedError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _fail)
-    return Guard(app)
+    return Guard(app, door.intake.metrics, {route.path for route in app.routes if isinstance(route, Route)})
 
 
 REFUSALS = {

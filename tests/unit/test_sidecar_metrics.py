@@ -1,0 +1,121 @@
+"""
+What Prometheus is told of a sidecar.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from nv_embed_sidecar.engines import Engine
+from nv_embed_sidecar.engines.fake import FakeEngine
+from program import eventually
+from prometheus_client.parser import text_string_to_metric_families
+from services import CountingEngine, FailingEngine, connected, serving
+
+from nv_embed.proto import nv_embed_pb2 as pb
+from nv_embed.proto.nv_embed_pb2_grpc import EmbedderStub
+
+SECRET = "Xylophonquark"
+
+
+class Scrape(dict[str, float]):
+    """Samples by `name{label="value",…}`, as Prometheus writes them; one that is missing is 0."""
+
+    def __missing__(self, key: str) -> float:
+        return 0.0
+
+
+@contextmanager
+def both(engine: Engine, **settings: Any) -> Iterator[tuple[EmbedderStub, httpx.Client]]:
+    with serving(engine, http=("127.0.0.1:0",), **settings) as server:
+        base = httpx.Client(base_url=f"http://{server.http_addresses[0]}", timeout=30)
+        with connected(server) as stub, base as http:
+            yield stub, http
+
+
+def scrape(http: httpx.Client) -> Scrape:
+    answer = http.get("/v1/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    assert SECRET not in answer.text
+    return Scrape(
+        {
+            sample.name + "".join(f"[{value}]" for _, value in sorted(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(answer.text)
+            for sample in family.samples
+        }
+    )
+
+
+def test_requests_are_counted_by_door_call_and_code() -> None:
+    with both(FakeEngine()) as (stub, http):
+        stub.Embed(pb.EmbedRequest(texts=["one two", "three"], input_type=pb.INPUT_TYPE_QUERY))
+        with pytest.raises(grpc.RpcError):
+            stub.Embed(pb.EmbedRequest(texts=["a"], model="other"))
+        assert len(list(stub.EmbedStream(iter([pb.EmbedRequest(texts=[SECRET])])))) == 1
+        stub.ListModels(pb.ListModelsRequest())
+        http.post("/v1/embeddings", json={"input": SECRET})
+        http.post("/v1/embeddings", json={"input": "a", "model": "other"})
+        http.get(f"/{SECRET}")
+        assert eventually(lambda: scrape(http)["nv_embed_requests_total[EmbedStream][OK][grpc]"] == 1)
+        said = scrape(http)
+    assert said["nv_embed_requests_total[Embed][OK][grpc]"] == 1
+    assert said["nv_embed_requests_total[Embed][NOT_FOUND][grpc]"] == 1
+    assert said["nv_embed_requests_total[ListModels][OK][grpc]"] == 1
+    assert said["nv_embed_requests_total[/v1/embeddings][200][http]"] == 1
+    assert said["nv_embed_requests_total[/v1/embeddings][404][http]"] == 1
+    assert said["nv_embed_requests_total[other][404][http]"] == 1
+    assert said["nv_embed_request_seconds_count[Embed][grpc]"] == 2
+    assert said["nv_embed_texts_total[query][fake]"] == 2
+    assert said["nv_embed_tokens_total[query][fake]"] == 9
+    assert said["nv_embed_texts_total[passage][fake]"] == 2
+    assert said["nv_embed_serving"] == 1
+    assert said["nv_embed_model_info[cpu][fake][fp32][0123456789ab]"] == 1
+    assert said["process_resident_memory_bytes"] > 0
+
+
+def test_the_queue_and_the_batches_are_seen_by_priority() -> None:
+    engine = CountingEngine()
+    with both(engine) as (stub, http), ThreadPoolExecutor(3) as pool:
+        first = pool.submit(stub.Embed, pb.EmbedRequest(texts=["a"]))
+        assert engine.texts.get(timeout=10) == 1
+        bulk = pool.submit(stub.Embed, pb.EmbedRequest(texts=["a b", "c"]))
+        query = pool.submit(stub.Embed, pb.EmbedRequest(texts=["d"], priority=pb.PRIORITY_INTERACTIVE))
+        assert eventually(lambda: scrape(http)["nv_embed_queue_texts[bulk]"] == 2 and scrape(http)["nv_embed_queue_texts[interactive]"] == 1)
+        said = scrape(http)
+        assert said["nv_embed_queue_tokens[bulk]"] == 9
+        assert 0 < said["nv_embed_queue_oldest_seconds[bulk]"] < 30
+        for _ in range(6):
+            engine.turnstile.put(None)
+        for call in (first, bulk, query):
+            call.result()
+        assert eventually(lambda: scrape(http)["nv_embed_batch_texts_total[fake][bulk]"] == 3)
+        said = scrape(http)
+    assert said["nv_embed_batch_texts_total[fake][interactive]"] == 1
+    assert said["nv_embed_batch_seconds_count[fake][interactive]"] == 1
+    assert said["nv_embed_batch_fill_sum[fake][bulk]"] == pytest.approx(13 / 1024)
+    assert said["nv_embed_queue_texts[bulk]"] == said["nv_embed_queue_oldest_seconds[bulk]"] == 0
+    assert said["nv_embed_engine_tokens_per_second[fake]"] > 0
+
+
+def test_deadlines_that_passed_and_an_engine_that_fails_are_seen() -> None:
+    engine = CountingEngine()
+    with both(engine) as (stub, http), ThreadPoolExecutor(1) as pool:
+        first = pool.submit(stub.Embed, pb.EmbedRequest(texts=["a"]))
+        assert engine.texts.get(timeout=10) == 1
+        with pytest.raises(grpc.RpcError):
+            stub.Embed(pb.EmbedRequest(texts=["b"]), timeout=0.3)
+        engine.turnstile.put(None)
+        engine.turnstile.put(None)
+        first.result()
+        assert eventually(lambda: scrape(http)["nv_embed_requests_total[Embed][CANCELLED][grpc]"] == 1)
+    broken = FailingEngine(RuntimeError("gone"))
+    with both(broken) as (_, http):
+        broken.broken = True
+        assert http.post("/v1/embeddings", json={"input": "a b"}).status_code == 500
+        assert eventually(lambda: scrape(http)["nv_embed_serving"] == 0)
+        assert scrape(http)["nv_embed_requests_total[/v1/embeddings][500][http]"] == 1
