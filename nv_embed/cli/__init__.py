@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from nv_embed import __version__
-from nv_embed.cli import demo, doctor, embed, eval, index, install, reembed, serve, status, up, worker
+from nv_embed.cli import demo, doctor, embed, eval, index, install, reembed, serve, status, token, up, worker
 from nv_embed.cli.failure import explain
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ app.command()(demo.demo)
 app.command()(embed.embed)
 app.command(context_settings=serve.PASS_THROUGH, add_help_option=False)(serve.serve)
 app.command()(worker.worker)
+app.add_typer(token.app, name="token")
 app.command()(install.install)
 app.command()(index.index)
 app.command()(reembed.reembed)
