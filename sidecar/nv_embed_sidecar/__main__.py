@@ -61,6 +61,10 @@ def serve(
     max_text_bytes: Annotated[int | None, typer.Option(help="Bytes of one text.")] = None,
     rpc_threads: Annotated[int | None, typer.Option(help="Calls answered at a time.")] = None,
     drain_s: Annotated[float | None, typer.Option(help="Seconds that calls under way may take to finish after SIGTERM.")] = None,
+    tokens: Annotated[Path | None, typer.Option(help="A file of tokens, one of which a caller must show; see nv-embed token.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate, with its chain, for TLS on every TCP address.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key, without a passphrase.")] = None,
+    tls_client_ca: Annotated[Path | None, typer.Option(help="Who signs the certificates that clients must then show.")] = None,
     ready_file: Annotated[Path | None, typer.Option(help="Write pid, addresses and models here as JSON once serving.")] = None,
     hang_s: Annotated[float | None, typer.Option(help="Seconds that any batch may take before the device is taken to hang.")] = None,
     fake_delay_s: Annotated[float | None, typer.Option(help="Seconds that the fake model takes for a batch.")] = None,
@@ -95,16 +99,17 @@ def run(settings: Settings) -> None:
     # The engine's threads ask for the interpreter between pieces of a batch, and otherwise wait up to 5 ms for one that parses or answers a call.
     sys.setswitchinterval(SWITCH_S)
     # gRPC and NumPy are imported behind the signal handlers and the check of the command line: both should answer at once.
-    from nv_embed_sidecar import models, server
+    from nv_embed_sidecar import access, models, server
 
     server.check_addresses((*settings.listen, *settings.http))
+    allowed = access.Access.of(settings)
     if settings.ready_file is not None:
         settings.ready_file.unlink(missing_ok=True)
     loaded = models.load(settings)
     # Not an Event: a handler that sets one while this thread looks at it would wait for itself.
     stop: SimpleQueue[None] = SimpleQueue()
     signals = count()
-    serving = server.Server(loaded, settings, on_failure=lambda: stop.put(None))
+    serving = server.Server(loaded, settings, on_failure=lambda: stop.put(None), access=allowed)
     serving.start()
     _on_signals(lambda number: _exit(number) if next(signals) else stop.put(None))
     print(server.announce(serving, loaded, settings.ready_file), flush=True)

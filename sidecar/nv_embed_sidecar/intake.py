@@ -5,7 +5,7 @@ In:  texts, and what is wanted of them      Out: their vectors, as soon as they 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -96,13 +96,16 @@ class Intake:
         self.metrics = metrics
         self._scheduler = scheduler
 
-    def begin(self, texts: Texts, wanted: Wanted, *, client: str, deadline: float = math.inf) -> Begun:
+    def begin(
+        self, texts: Texts, wanted: Wanted, *, client: str, deadline: float = math.inf, charge: Callable[[int], None] = lambda _: None
+    ) -> Begun:
         """Check, tokenise and queue a request, in the caller's thread.
 
         Args:
             texts: or the token ids of each, in the model's own vocabulary.
             client: whose turn it takes.
             deadline: `time.monotonic()` after which nobody wants the answer.
+            charge: told how many tokens the texts have, before they are queued; what it raises refuses them.
         Raises:
             EmbedError: it is not taken.
         """
@@ -113,6 +116,7 @@ class Intake:
             return Begun(model, dim, [], None)
         self._scheduler.check(model.engine, len(texts), interactive=wanted.interactive, client=client)
         ids = _encoded(model.tokenizer, texts, wanted)
+        charge(sum(len(text) for text in ids))
         future = self._scheduler.submit(model.engine, ids, interactive=wanted.interactive, deadline=deadline, client=client)
         tokens = [len(text) for text in ids]
         self.metrics.queued(model.name, wanted.input_type.value, tokens)

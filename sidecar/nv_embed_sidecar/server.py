@@ -21,6 +21,7 @@ from nv_embed.errors import EmbedError
 from nv_embed.limits import MAX_MESSAGE_BYTES
 from nv_embed.proto import nv_embed_pb2 as pb
 from nv_embed.proto.nv_embed_pb2_grpc import add_EmbedderServicer_to_server
+from nv_embed_sidecar.access import Access
 from nv_embed_sidecar.http.app import Bounds, Door, make
 from nv_embed_sidecar.http.listener import Listener, bound
 from nv_embed_sidecar.intake import Intake, RequestLimits
@@ -74,14 +75,17 @@ class Server:
 
     Args:
         on_failure: called when nothing will be computed any more; what serves then is to be stopped.
+        access: who may call; as the settings have it unless given.
     Attributes:
         addresses, http_addresses: where it listens, with real port numbers.
+        access: who may call, at whichever of its doors.
         intake, scheduler: what its calls come in by, and wait in.
         failure: why nothing will be computed any more.
     """
 
-    def __init__(self, models: Models, settings: Settings, on_failure: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, models: Models, settings: Settings, on_failure: Callable[[], None] = lambda: None, access: Access | None = None) -> None:
         self.failure: str | None = None
+        self.access = Access.of(settings) if access is None else access
         self._is_serving = False
         self._on_failure = on_failure
         self._health = Health()
@@ -97,22 +101,24 @@ class Server:
         self.scheduler = Scheduler(limits, self._set_health, self._failed, batch_tokens=settings.batch_tokens, patience=patience, observer=metrics)
         metrics.watch(self.scheduler, lambda: self._is_serving)
         request_limits = RequestLimits(settings.max_request_texts, settings.max_request_bytes, settings.max_text_bytes)
-        self._server = grpc.server(futures.ThreadPoolExecutor(settings.rpc_threads, thread_name_prefix="rpc"), options=OPTIONS)
-        self.intake = intake = Intake(models, self.scheduler, request_limits, metrics)
-        add_EmbedderServicer_to_server(Service(intake, self.scheduler, max_calls=3 * share, max_streams=share), self._server)
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(settings.rpc_threads, thread_name_prefix="rpc"), interceptors=self.access.interceptors(), options=OPTIONS
+        )
+        self.intake = Intake(models, self.scheduler, request_limits, metrics)
+        add_EmbedderServicer_to_server(Service(self.intake, self.scheduler, 3 * share, share, self.access.tokens), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
-        self.addresses = tuple(_listen(self._server, address) for address in settings.listen)
-        listening = [_bind(address) for address in settings.http]
-        self.http_addresses = tuple(address for _, address in listening)
-        door = Door(intake, is_live=lambda: self.failure is None, is_ready=lambda: self._is_serving, bounds=bounds)
-        self._http = Listener(make(door), [opened for opened, _ in listening], self._drain_s)
+        self.addresses = tuple(_listen(self._server, address, self.access) for address in settings.listen)
+        self._http = [self._over_http(address, bounds) for address in settings.http]
+        self.http_addresses = tuple(listener.address for listener in self._http)
+        self.access.warn((*self.addresses, *self.http_addresses))
 
     def start(self) -> None:
         self.scheduler.start()
         self._set_health(True)
         self._server.start()
-        self._http.start()
+        for listener in self._http:
+            listener.start()
         for address in (*self.addresses, *self.http_addresses):
             if address.startswith("unix:"):
                 # Who may connect is decided by the directory: Postgres runs as another user.
@@ -121,14 +127,21 @@ class Server:
     def stop(self) -> None:
         """Refuse new calls, let those under way finish for at most `drain_s`, and end."""
         stopped = self._server.stop(self._drain_s)
-        self._http.close()
+        for listener in self._http:
+            listener.close()
         # Behind it: who hears that nothing is served any more is not taken in again.
         self._is_serving = False
         self._health.drain()
         # Bounded, because the end must not hang on what gRPC counts.
         stopped.wait(self._drain_s + CANCEL_S)
-        self._http.wait()
+        for listener in self._http:
+            listener.wait()
         self.scheduler.close()
+
+    def _over_http(self, address: str, bounds: Bounds) -> Listener:
+        opened, real = _bind(address)
+        door = Door(self.intake, self.access.tokens, is_live=lambda: self.failure is None, is_ready=lambda: self._is_serving, bounds=bounds)
+        return Listener(make(door), opened, real, self._drain_s, self.access.ssl_context(address))
 
     def _failed(self, reason: str) -> None:
         self.failure = reason
@@ -156,7 +169,7 @@ def announce(server: Server, models: Models, ready_file: Path | None) -> str:
     return f"nv_embed_sidecar: serving {', '.join(names)} on {', '.join(server.addresses)}{http}"
 
 
-def _listen(server: grpc.Server, address: str) -> str:
+def _listen(server: grpc.Server, address: str, access: Access) -> str:
     """Bind one address, and say it with its real port.
 
     Raises:
@@ -165,7 +178,8 @@ def _listen(server: grpc.Server, address: str) -> str:
     if address.startswith("unix:") and not _is_free(Path(address.removeprefix("unix:"))):
         raise _taken(address)
     try:
-        port = server.add_insecure_port(address)
+        credentials = access.credentials(address)
+        port = server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise _taken(address) from error
     host, colon, wanted = address.rpartition(":")

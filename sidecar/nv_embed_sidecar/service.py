@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ import grpc
 from nv_embed.errors import DeadlineExceeded, EmbedError, EngineFailure, InvalidInput, Overloaded, Unavailable
 from nv_embed.proto import nv_embed_pb2 as pb
 from nv_embed.proto.nv_embed_pb2_grpc import EmbedderServicer
+from nv_embed.tokens import Entry
 from nv_embed_sidecar import chunking
 from nv_embed_sidecar.engines import Vectors
 from nv_embed_sidecar.intake import Begun, Intake, Wanted
@@ -31,6 +32,7 @@ from nv_embed_sidecar.models import Model
 from nv_embed_sidecar.scheduler import Scheduler
 from nv_embed_sidecar.streams import ReadAhead
 from nv_embed_sidecar.tokenising import InputType, Truncate
+from nv_embed_sidecar.tokens import Holder, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ STREAM_REQUESTS = 4
 CLIENT_KEY = "nv-embed-client"
 CLIENT_CHARACTERS = 100
 
+AUTHORIZATION_KEY = "authorization"
+
 
 class Service(EmbedderServicer):
     """What answers the calls.
@@ -54,57 +58,80 @@ class Service(EmbedderServicer):
     Args:
         max_calls: calls under way, queries and others each; each holds a thread, and health must always find one.
         max_streams: open `EmbedStream` calls; each holds a thread, and has one that reads ahead, for as long as it is open.
+        tokens: whose calls are answered; everybody's where there are none.
     """
 
-    def __init__(self, intake: Intake, scheduler: Scheduler, max_calls: int, max_streams: int) -> None:
+    def __init__(self, intake: Intake, scheduler: Scheduler, max_calls: int, max_streams: int, tokens: Tokens | None = None) -> None:
         self._intake = intake
         self._scheduler = scheduler
+        self._tokens = tokens
         self._places = {interactive: threading.BoundedSemaphore(max_calls) for interactive in (False, True)}
         self._streams = threading.BoundedSemaphore(max_streams)
 
     def Embed(self, request: pb.EmbedRequest, context: grpc.ServicerContext) -> pb.EmbedResponse:
-        with self._answering(context, "Embed"), self._place(interactive=INTERACTIVE.get(request.priority, False)):
-            return self._begin(request, _Caller(context)).wait()
+        with self._answering(context, "Embed") as holder:
+            holder.spend_request()
+            with self._place(interactive=INTERACTIVE.get(request.priority, False)):
+                return self._begin(request, _Caller(context, holder)).wait()
 
     def EmbedStream(self, request_iterator: Iterator[pb.EmbedRequest], context: grpc.ServicerContext) -> Iterator[pb.EmbedResponse]:
-        with self._answering(context, "EmbedStream"):
-            caller = _Caller(context)
+        with self._answering(context, "EmbedStream") as holder:
+            caller = _Caller(context, holder)
             if not self._streams.acquire(blocking=False):
                 raise Overloaded("too many streams are open", hint="close some, or use Embed", retry_after_s=STREAM_PAUSE_S)
             try:
-                yield from ReadAhead(request_iterator, lambda request: self._begin(request, caller), STREAM_REQUESTS).answers()
+                yield from ReadAhead(
+                    self._each_counted(request_iterator, context), lambda request: self._begin(request, caller), STREAM_REQUESTS
+                ).answers()
             finally:
                 caller.give_up()
                 self._streams.release()
 
     def Tokenize(self, request: pb.TokenizeRequest, context: grpc.ServicerContext) -> pb.TokenizeResponse:
-        with self._answering(context, "Tokenize"), self._place(interactive=False):
-            model = self._intake.models.find(request.model)
-            self._intake.check(request.texts)
-            input_type = _choice("input_type", request.input_type, INPUT_TYPES)
-            return pb.TokenizeResponse(tokens=model.tokenizer.count(request.texts, input_type), model=model.name, revision=model.revision)
+        with self._answering(context, "Tokenize") as holder:
+            holder.spend_request()
+            with self._place(interactive=False):
+                model = self._intake.models.find(request.model)
+                self._intake.check(request.texts)
+                input_type = _choice("input_type", request.input_type, INPUT_TYPES)
+                return pb.TokenizeResponse(tokens=model.tokenizer.count(request.texts, input_type), model=model.name, revision=model.revision)
 
     def Chunk(self, request: pb.ChunkRequest, context: grpc.ServicerContext) -> pb.ChunkResponse:
-        with self._answering(context, "Chunk"), self._place(interactive=False):
-            model = self._intake.models.find(request.model)
-            self._intake.check([request.text])
-            answer = pb.ChunkResponse(model=model.name, revision=model.revision)
-            for piece in chunking.chunk(model.tokenizer, request.text, request.max_tokens, request.overlap):
-                if not context.is_active():
-                    raise DeadlineExceeded("the caller gave up or its deadline passed", hint="allow more time, or send less text")
-                answer.chunks.add(start_char=piece.start, end_char=piece.end, tokens=piece.tokens)
-            return answer
+        with self._answering(context, "Chunk") as holder:
+            holder.spend_request()
+            with self._place(interactive=False):
+                model = self._intake.models.find(request.model)
+                self._intake.check([request.text])
+                answer = pb.ChunkResponse(model=model.name, revision=model.revision)
+                for piece in chunking.chunk(model.tokenizer, request.text, request.max_tokens, request.overlap):
+                    if not context.is_active():
+                        raise DeadlineExceeded("the caller gave up or its deadline passed", hint="allow more time, or send less text")
+                    answer.chunks.add(start_char=piece.start, end_char=piece.end, tokens=piece.tokens)
+                return answer
 
     def ListModels(self, request: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:
         del request
-        with self._answering(context, "ListModels"):
+        with self._answering(context, "ListModels") as holder:
+            holder.spend_request()
             return pb.ListModelsResponse(models=[_described(model) for model in self._intake.models])
 
+    def _holder(self, context: grpc.ServicerContext) -> Holder:
+        """Who calls; without tokens somebody who may ask for anything."""
+        if self._tokens is None:
+            return Holder(_client(context), Entry(sha256=""))
+        return self._tokens.holder(authorization(context.invocation_metadata()))
+
+    def _each_counted(self, requests: Iterator[pb.EmbedRequest], context: grpc.ServicerContext) -> Iterator[pb.EmbedRequest]:
+        """The requests of a stream, each as if it had come alone: a stream may be open for longer than its token holds."""
+        for request in requests:
+            self._holder(context).spend_request()
+            yield request
+
     @contextmanager
-    def _answering(self, context: grpc.ServicerContext, call: str) -> Iterator[None]:
-        """Whatever goes wrong inside leaves as a status of the table, and is counted."""
+    def _answering(self, context: grpc.ServicerContext, call: str) -> Iterator[Holder]:
+        """Who calls; whatever goes wrong inside leaves as a status of the table, and is counted."""
         with self._intake.metrics.request("grpc", call) as outcome, _statuses(context, outcome):
-            yield
+            yield self._holder(context)
 
     @contextmanager
     def _place(self, *, interactive: bool) -> Iterator[None]:
@@ -128,7 +155,9 @@ class Service(EmbedderServicer):
             truncate=_choice("truncate", request.truncate, TRUNCATES),
             interactive=_choice("priority", request.priority, INTERACTIVE),
         )
-        begun = self._intake.begin(request.texts, wanted, client=caller.name, deadline=time.monotonic() + caller.time_left())
+        begun = self._intake.begin(
+            request.texts, wanted, client=caller.holder.name, deadline=time.monotonic() + caller.time_left(), charge=caller.holder.spend_tokens
+        )
         if begun.future is not None:
             caller.waits_for(begun.future)
         return _Answer(begun)
@@ -153,11 +182,11 @@ class _Caller:
     One callback serves a whole stream: gRPC keeps every callback, and what it holds, until the stream ends.
 
     Attributes:
-        name: whom the scheduler is fair to.
+        holder: whom the scheduler is fair to, and who is charged.
     """
 
-    def __init__(self, context: grpc.ServicerContext) -> None:
-        self.name = _client(context)
+    def __init__(self, context: grpc.ServicerContext, holder: Holder) -> None:
+        self.holder = holder
         self._context = context
         self._futures: set[Future[Vectors]] = set()
         self._gone = not context.add_callback(self.give_up)
@@ -178,6 +207,11 @@ class _Caller:
             future.cancel()
 
 
+def authorization(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+    """The header of that name, where a call has one."""
+    return next((str(value) for key, value in metadata if key == AUTHORIZATION_KEY), None)
+
+
 def _client(context: grpc.ServicerContext) -> str:
     """Whom a call is from: the name that TLS has proved, else the connection with what the caller calls itself.
 
@@ -196,20 +230,24 @@ def _statuses(context: grpc.ServicerContext, outcome: Outcome) -> Iterator[None]
         yield
         outcome.code = "OK"
     except EmbedError as error:
-        _abort(context, outcome, error)
+        _fail(context, outcome, error)
     except CancelledError:
-        _abort(context, outcome, Unavailable("the caller gave up"))
+        _fail(context, outcome, Unavailable("the caller gave up"))
     except Exception as error:
         if not context.is_active():
             log.debug("a call ended while it was answered", exc_info=True)
         else:
             log.error("a call failed unexpectedly: %s", type(error).__name__, exc_info=True)
-        _abort(context, outcome, EngineFailure("the sidecar failed", hint="try again; the sidecar's log says what happened"))
+        _fail(context, outcome, EngineFailure("the sidecar failed", hint="try again; the sidecar's log says what happened"))
 
 
-def _abort(context: grpc.ServicerContext, outcome: Outcome, error: EmbedError) -> NoReturn:
+def _fail(context: grpc.ServicerContext, outcome: Outcome, error: EmbedError) -> NoReturn:
     if context.is_active():
         outcome.code = error.grpc_code
+    abort(context, error)
+
+
+def abort(context: grpc.ServicerContext, error: EmbedError) -> NoReturn:
     trailing: list[tuple[str, str | bytes]] = []
     if error.hint:
         trailing.append(("nv-embed-hint-bin", error.hint.encode()))

@@ -44,6 +44,9 @@ class Settings(BaseSettings):
         threads: cores for the arithmetic.
         rpc_threads: calls answered at a time.
         drain_s: how long calls under way may take to finish after SIGTERM.
+        tokens: a file of tokens (`nv_embed/tokens.py`), one of which a caller must show.
+        tls_cert, tls_key: PEM files of what TCP addresses are encrypted with.
+        tls_client_ca: a PEM file of the authority that signs the certificates that clients must then show.
         ready_file: where to write pid, addresses and models once the sidecar serves.
         hang_s: how long a batch may take before the device is taken to hang; at least, for more is allowed to batches that should take long.
         fake_delay_s: how long the fake engine takes for a batch.
@@ -72,6 +75,10 @@ class Settings(BaseSettings):
     max_text_bytes: int = Field(MAX_TEXT_BYTES, ge=1)
     rpc_threads: int = Field(256, ge=8)
     drain_s: float = Field(10.0, ge=0)
+    tokens: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
     ready_file: Path | None = None
     hang_s: float = Field(60.0, gt=0)
     fake_delay_s: float = Field(0.0, ge=0)
@@ -103,6 +110,14 @@ class Settings(BaseSettings):
         said = [name for name in OVERRIDES if getattr(self, name) not in (None, False)]
         if said and len(self.models) > 1:
             raise ValueError(f"{option(said[0])} is said of one model, and there are {len(self.models)}; serve this one with a sidecar of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_certificate(self) -> "Settings":
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("--tls-cert and --tls-key go together")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("--tls-client-ca needs --tls-cert and --tls-key")
         return self
 
 

@@ -24,15 +24,17 @@ from starlette.types import ASGIApp
 
 import nv_embed
 from nv_embed.errors import DeadlineExceeded, EmbedError, EngineFailure, InvalidInput, Overloaded, UnknownModel
+from nv_embed.tokens import Entry
 from nv_embed_sidecar.engines import Vectors
 from nv_embed_sidecar.http import answers, failures, schema
 from nv_embed_sidecar.http.bodies import Bodies, until_gone
-from nv_embed_sidecar.http.guard import Guard
+from nv_embed_sidecar.http.guard import HOLDER, Guard
 from nv_embed_sidecar.http.schema import SUFFIXES, EmbeddingsRequest
 from nv_embed_sidecar.intake import Begun, Intake, Wanted
 from nv_embed_sidecar.metrics import CONTENT_TYPE
 from nv_embed_sidecar.models import Model
 from nv_embed_sidecar.tokenising import InputType, Truncate
+from nv_embed_sidecar.tokens import Holder, Tokens
 
 CLIENT_HEADER = "nv-embed-client"
 """In which a caller says who it is, where its address does not."""
@@ -93,14 +95,16 @@ class Door:
 
     Attributes:
         intake: by which requests come in.
+        tokens: one of which each request carries, but for those after the sidecar's health; None: none do.
 
     Args:
         is_live: whether anything will ever be computed again.
         is_ready: whether requests are taken now.
     """
 
-    def __init__(self, intake: Intake, is_live: Callable[[], bool], is_ready: Callable[[], bool], bounds: Bounds) -> None:
+    def __init__(self, intake: Intake, tokens: Tokens | None, *, is_live: Callable[[], bool], is_ready: Callable[[], bool], bounds: Bounds) -> None:
         self.intake = intake
+        self.tokens = tokens
         self._is_live = is_live
         self._is_ready = is_ready
         self._bounds = bounds
@@ -149,7 +153,7 @@ class Door:
 
     async def _answered(self, request: Request, asked: EmbeddingsRequest) -> Response:
         deadline = time.monotonic() + self._bounds.answer_s
-        begun = await self._in_pool(self._begin, asked, _client(request), deadline)
+        begun = await self._in_pool(self._begin, asked, _caller(request), deadline)
         vectors = await self._vectors(request, begun)
         pieces = answers.body(
             vectors,
@@ -161,7 +165,7 @@ class Door:
         headers = {"nv-embed-revision": begun.model.revision}
         return StreamingResponse(self._from_pool(pieces), media_type="application/json", headers=headers)
 
-    def _begin(self, asked: EmbeddingsRequest, client: str, deadline: float) -> Begun:
+    def _begin(self, asked: EmbeddingsRequest, caller: Holder, deadline: float) -> Begun:
         model, input_type = self._meant(asked)
         wanted = Wanted(
             model=model.name,
@@ -170,7 +174,7 @@ class Door:
             truncate=Truncate[asked.truncate],
             interactive=input_type is InputType.QUERY,
         )
-        return self.intake.begin(asked.inputs, wanted, client=client, deadline=deadline)
+        return self.intake.begin(asked.inputs, wanted, client=caller.name, deadline=deadline, charge=caller.spend_tokens)
 
     def _meant(self, asked: EmbeddingsRequest) -> tuple[Model, InputType]:
         """The model, and the input type that the request or a suffix of the model's name says."""
@@ -250,10 +254,11 @@ def make(door: Door) -> ASGIApp:
     app.add_exception_handler(HTTPException, _refuse_route)
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _fail)
-    return Guard(app, door.intake.metrics, {route.path for route in app.routes if isinstance(route, Route)})
+    return Guard(app, door.intake.metrics, door.tokens, {route.path for route in app.routes if isinstance(route, Route)})
 
 
 REFUSALS = {
+    401: "The token is missing, or nobody's.",
     400: "The request cannot be computed: a text is too long, or the model was not trained for that width.",
     404: "No such model is served.",
     408: "The body did not come in time.",
@@ -270,9 +275,13 @@ def _health(name: str, is_so: bool) -> JSONResponse:
     return JSONResponse({"object": "health.response", "message": name if is_so else f"not {name}", name: is_so}, 200 if is_so else 503)
 
 
-def _client(request: Request) -> str:
-    host = request.client.host if request.client else ""
-    return f"{host} {request.headers.get(CLIENT_HEADER, '')[:CLIENT_CHARACTERS]}"
+def _caller(request: Request) -> Holder:
+    """Who calls: the holder of a token, else somebody at an address who may ask for anything."""
+    holder: Holder | None = request.scope.get(HOLDER)
+    if holder is None:
+        host = request.client.host if request.client else ""
+        holder = Holder(f"{host} {request.headers.get(CLIENT_HEADER, '')[:CLIENT_CHARACTERS]}", Entry(sha256=""))
+    return holder
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

@@ -1,7 +1,8 @@
 """
 What holds for every request, whatever it asks for.
 
-It is counted; whoever does not take its answer is let go after a time, and what nobody foresaw ends with a line in the log that quotes nothing.
+It is counted and, where there are tokens, refused without one; whoever does not take its answer is let go after a time, and what nobody foresaw ends
+with a line in the log that quotes nothing.
 
 In:  an ASGI application      Out: the same, guarded
 """
@@ -10,14 +11,25 @@ import asyncio
 import logging
 from collections.abc import Collection
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nv_embed.errors import EmbedError
+from nv_embed_sidecar.http import failures
 from nv_embed_sidecar.metrics import Metrics
+from nv_embed_sidecar.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
 SEND_S = 60.0
 """For a piece of an answer to be taken."""
+
+
+HOLDER = "nv_embed.holder"
+"""Where a request's scope says whose token it carries."""
+
+OPEN = ("/v1/health/live", "/v1/health/ready", "/openapi.json")
+"""What is answered without a token: whatever probes it cannot keep a secret, and learns nothing else."""
 
 
 class Guard:
@@ -26,9 +38,10 @@ class Guard:
         calls: the paths that are counted by their names; all others are `other`.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, calls: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tokens: Tokens | None, calls: Collection[str]) -> None:
         self._app = app
         self._metrics = metrics
+        self._tokens = tokens
         self._calls = frozenset(calls)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,8 +54,18 @@ class Guard:
                     await send(message)
 
             try:
-                await self._app(scope, receive, send_in_time)
+                await self._answer(scope, receive, send_in_time)
             except TimeoutError:
                 log.warning("a caller did not take its answer for %g s and is let go", SEND_S)
             except Exception as error:
                 log.error("a request failed unexpectedly: %s", type(error).__name__, exc_info=True)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if self._tokens is not None and scope["path"] not in OPEN:
+                holder = scope[HOLDER] = self._tokens.holder(Headers(scope=scope).get("authorization"))
+                holder.spend_request()
+        except EmbedError as error:
+            await failures.response(error, is_of_nim=False)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)

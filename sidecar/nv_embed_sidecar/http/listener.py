@@ -4,7 +4,7 @@ The HTTP server: uvicorn in a thread of its own, and connections that must not b
 A connection has some seconds to say what it wants, and its headers have a bound. Where more are open than there is room for, those go first that have
 said nothing yet, the oldest before the others: whoever opens many and says nothing keeps nobody out.
 
-In:  an ASGI application and addresses      Out: answers, until it is told to stop
+In:  an ASGI application and an address      Out: answers, until it is told to stop
 """
 
 import asyncio
@@ -12,7 +12,6 @@ import logging
 import socket
 import ssl
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,12 +71,14 @@ class Listener:
     """The thread that serves.
 
     Args:
-        sockets: that are bound.
+        opened: a socket that listens.
         drain_s: how long requests under way may take to finish at the end.
+    Attributes:
+        address: where that is.
     """
 
-    def __init__(self, app: Any, sockets: Sequence[socket.socket], drain_s: float, tls: ssl.SSLContext | None = None) -> None:
-        self._sockets = list(sockets)
+    def __init__(self, app: Any, opened: socket.socket, address: str, drain_s: float, tls: ssl.SSLContext | None = None) -> None:
+        self.address = address
         self._drain_s = drain_s
         config = uvicorn.Config(
             app,
@@ -97,19 +98,17 @@ class Listener:
         config.load()
         config.ssl = tls
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": self._sockets}, name="http", daemon=True)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [opened]}, name="http", daemon=True)
 
     def start(self) -> None:
-        if self._sockets:
-            self._thread.start()
+        self._thread.start()
 
     def close(self) -> None:
         """Take no new connections, and let the requests under way finish."""
         self._server.should_exit = True
 
     def wait(self) -> None:
-        if self._sockets:
-            self._thread.join(self._drain_s + CLOSE_S)
+        self._thread.join(self._drain_s + CLOSE_S)
 
 
 def bound(address: str) -> tuple[socket.socket, str]:
