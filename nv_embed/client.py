@@ -23,6 +23,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from nv_embed.credentials import Pem, channel_credentials, token_metadata, why_unconnected
 from nv_embed.errors import BY_GRPC_CODE, DeadlineExceeded, EmbedError, EngineFailure, InvalidInput, Unavailable
 from nv_embed.limits import MAX_TEXT_BYTES
 from nv_embed.proto import nv_embed_pb2 as pb
@@ -125,15 +126,27 @@ class Client:
 
     Args:
         endpoint: `host:port` or `unix:/path/to/socket`.
+        token: what the sidecar lets in. It goes to this machine or by TLS only, unless `token_without_tls` says that the network is private.
+        ca: who has signed the sidecar's certificate: PEM, the path of a PEM file, or `system` for the usual authorities. With it TLS is used.
+        certificate, key: what is shown to a sidecar that wants to know its clients by TLS; PEM, or paths.
+        tls: use TLS, with the usual authorities where no `ca` is given. A unix socket is never encrypted.
         timeout_s: the longest wait for the answer to one page of texts.
         caller: how calls are waited for; blocking unless given.
         label: how messages name the endpoint; the endpoint itself unless given.
+    Raises:
+        InvalidInput: the credentials cannot be used, or the token would go over the network unencrypted.
     """
 
     def __init__(
         self,
         endpoint: str,
         *,
+        token: str | None = None,
+        ca: Pem | None = None,
+        certificate: Pem | None = None,
+        key: Pem | None = None,
+        tls: bool = False,
+        token_without_tls: bool = False,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         caller: Caller | None = None,
         label: str | None = None,
@@ -142,9 +155,15 @@ class Client:
         self.timeout_s = timeout_s
         self._caller: Caller = caller or BlockingCaller()
         self._label = label or f"the sidecar at {endpoint}"
+        credentials = channel_credentials(endpoint, ca, certificate, key, tls=tls)
+        self._encrypted = credentials is not None
+        authorization = token_metadata(endpoint, token, encrypted=self._encrypted, token_without_tls=token_without_tls)
         # A sidecar is fair to its clients, and on a unix socket it sees no difference between them.
-        self._called_by = (("nv-embed-client", f"{socket.gethostname()}:{os.getpid()}"),)
-        self._channel = grpc.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
+        self._metadata = (("nv-embed-client", f"{socket.gethostname()}:{os.getpid()}"), *authorization)
+        if credentials is None:
+            self._channel = grpc.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(endpoint, credentials, options=CHANNEL_OPTIONS)
         self._stub = EmbedderStub(self._channel)
 
     def close(self) -> None:
@@ -268,7 +287,7 @@ class Client:
 
     def _begin(self, method: Any, request: Any, timeout_s: float | None = None) -> "grpc.Future[Any]":
         timeout = self.timeout_s if timeout_s is None else timeout_s
-        return self._caller.begin(lambda: method.future(request, timeout=timeout, metadata=self._called_by))
+        return self._caller.begin(lambda: method.future(request, timeout=timeout, metadata=self._metadata))
 
     def _answer(self, answer: "grpc.Future[Any]", start: int = 0) -> Any:
         """The answer to a call, or the table's error; `start` is the position of the call's first text among all."""
@@ -300,7 +319,8 @@ class Client:
                 f"{self._label} did not answer within {self.timeout_s:g} s", hint=hint or "send fewer texts at a time, or allow more time"
             )
         if code == "CANCELLED" or (code == "UNAVAILABLE" and not hint):  # gRPC's own; what the sidecar itself says has a hint
-            return Unavailable(f"no answer from {self._label}: the connection failed", hint=hint or "is it running? `nv-embed doctor` tells")
+            why, remedy = why_unconnected(error.details() or "", encrypted=self._encrypted)
+            return Unavailable(f"no answer from {self._label}: {why}", hint=hint or remedy)
         if code == "UNIMPLEMENTED":
             return Unavailable(f"{self._label} does not speak nv_embed.v1", hint="point the endpoint at an nv_embed sidecar")
         if code == "RESOURCE_EXHAUSTED" and "nv-embed-retry-after-s" not in trailing:

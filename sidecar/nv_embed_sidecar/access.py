@@ -7,7 +7,6 @@ but the health service: whatever probes it cannot keep a secret, and learns noth
 In:  settings      Out: tokens, certificates, and a guard before gRPC's services
 """
 
-import ipaddress
 import logging
 import ssl
 from collections.abc import Callable, Iterable
@@ -17,6 +16,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health
 
+from nv_embed.addresses import is_local
 from nv_embed.errors import Unauthenticated
 from nv_embed_sidecar.credentials import Certificates
 from nv_embed_sidecar.service import abort, authorization
@@ -95,14 +95,3 @@ def _refusing(error: Unauthenticated) -> Any:
 
     # For calls of every kind: one that takes a single request would wait until that has come.
     return grpc.stream_stream_rpc_method_handler(refuse)
-
-
-def is_local(address: str) -> bool:
-    """Whether only programs of this machine can connect."""
-    if address.startswith("unix:"):
-        return True
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -1,0 +1,14 @@
+"""
+Addresses: which of them stay on this machine.
+
+The client refuses to send a token further without TLS, and the sidecar warns where it would come in; both go by this.
+"""
+
+import re
+
+LOCAL = re.compile(r"unix:.*|(localhost|127(\.\d{1,3}){3}|\[::1\]|::1):\d+")
+
+
+def is_local(address: str) -> bool:
+    """Whether `host:port` or `unix:/path` is on this machine; a name other than `localhost` may be anybody's."""
+    return LOCAL.fullmatch(address) is not None
