@@ -105,11 +105,16 @@ def test_what_keeps_a_connection_from_being_made_is_said_without_addresses(autho
 def test_a_certificate_for_another_name_or_one_that_has_expired_is_told_apart(authority: Authority) -> None:
     with encrypted(authority) as server:
         other = server.addresses[0].replace("127.0.0.1", "127.0.0.2")
-        with serving(
-            FakeEngine(), listen=(other.rpartition(":")[0] + ":0",), tls_cert=authority.folder / "server.pem", tls_key=authority.folder / "server.key"
-        ) as two:
-            with pytest.raises(Unavailable, match="for other names than the endpoint's"):
-                answer(two, ca=authority.certificate)
+        with (
+            serving(
+                FakeEngine(),
+                listen=(other.rpartition(":")[0] + ":0",),
+                tls_cert=authority.folder / "server.pem",
+                tls_key=authority.folder / "server.key",
+            ) as two,
+            pytest.raises(Unavailable, match="for other names than the endpoint's"),
+        ):
+            answer(two, ca=authority.certificate)
 
 
 def test_a_client_is_known_by_its_certificate(authority: Authority, stranger: Authority) -> None:
