@@ -33,6 +33,9 @@ INTERRUPT_CHECK_S = 0.05
 
 QUERY_CANCELED = "57014"
 
+# Columns of nv_embed.settings, as `Client` names them. A database that is not updated yet has the first two.
+SETTINGS = ("endpoint", "timeout_s", "token", "ca", "certificate", "key", "token_without_tls")
+
 QUERY_CACHE_ENTRIES = 64
 # Long enough for one page of an application, short enough that nobody waits for a new model to be asked.
 QUERY_CACHE_S = 10.0
@@ -100,8 +103,8 @@ class Session:
         self._plpy = plpy
         self._error = reported_error(plpy)
         self._caller = BackendCaller(plpy)
-        self._read_settings = plpy.prepare("SELECT endpoint, timeout_s FROM nv_embed.settings")
-        self._settings: tuple[str, float] | None = None
+        self._read_settings = plpy.prepare("SELECT * FROM nv_embed.settings")
+        self._settings: dict[str, Any] | None = None
         self._client: Client | None = None
         self._queries: OrderedDict[tuple[str, int | None, str | None, str | None], tuple[float, str]] = OrderedDict()
 
@@ -228,16 +231,17 @@ class Session:
     def _connect(self) -> Client:
         """The client for the configured endpoint; another one after `nv_embed.configure` was called."""
         row = self._plpy.execute(self._read_settings)[0]
-        if row["endpoint"] is None:
+        settings = {name: row[name] for name in SETTINGS if name in row}
+        if settings["endpoint"] is None:
             raise Unavailable("no sidecar is configured", hint="a superuser runs SELECT nv_embed.configure('host:port'), or 'unix:/path'")
-        settings = (row["endpoint"], row["timeout_s"])
         if settings != self._settings or self._client is None:
             self._queries.clear()
             with signals_blocked():
                 if self._client is not None:
                     self._client.close()
+                    self._client = None
                 # The label keeps the endpoint out of messages: an ordinary role may call, but not learn where the texts go.
-                self._client = Client(settings[0], timeout_s=settings[1], caller=self._caller, label="the configured sidecar")
+                self._client = Client(**settings, caller=self._caller, label="the configured sidecar")
             self._settings = settings
         return self._client
 

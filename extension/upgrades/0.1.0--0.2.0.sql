@@ -28,6 +28,7 @@ $$;
 
 -- What is gone, or takes or returns other things now.
 DROP FUNCTION nv_embed.embed_written_rows();
+DROP FUNCTION nv_embed.configure(text, real);
 DROP FUNCTION nv_embed.has_few_to_fill(regclass, name);
 DROP FUNCTION nv_embed.fill(bigint, refcursor);
 DROP FUNCTION nv_embed.candidates_sql(nv_embed.embedding, name, text);
@@ -39,6 +40,17 @@ DROP FUNCTION nv_embed.search_sql(regclass, name, int, int, text);
 DROP FUNCTION @extschema@.nv_search(anyelement, vector, int, name, int, boolean, real, text);
 DROP FUNCTION @extschema@.nv_search(anyelement, text, int, name, int, boolean, real, text);
 
+ALTER TABLE nv_embed.settings
+    ADD COLUMN token text,
+    ADD COLUMN ca text,
+    ADD COLUMN certificate text,
+    ADD COLUMN key text,
+    ADD COLUMN token_without_tls boolean NOT NULL DEFAULT false;
+COMMENT ON COLUMN nv_embed.settings.token IS 'What the sidecar lets in; NULL where it asks for none.';
+COMMENT ON COLUMN nv_embed.settings.ca IS 'PEM certificates of who has signed the sidecar''s, or system for the usual authorities; NULL: no TLS.';
+COMMENT ON COLUMN nv_embed.settings.certificate IS 'PEM certificate that is shown to the sidecar, with its chain.';
+COMMENT ON COLUMN nv_embed.settings.key IS 'Its PEM key.';
+COMMENT ON COLUMN nv_embed.settings.token_without_tls IS 'Whether the token may go over the network unencrypted.';
 ALTER TABLE nv_embed.embedding
     DROP CONSTRAINT embedding_mode_check,
     ADD CONSTRAINT embedding_mode_check CHECK (mode IN ('sync', 'async', 'off')),

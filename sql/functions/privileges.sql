@@ -13,7 +13,7 @@ BEGIN
         UNION
         SELECT 'FUNCTION ' || p.oid::regprocedure, a.grantee, p.proowner
         FROM pg_catalog.pg_proc AS p, pg_catalog.aclexplode(coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) AS a
-        WHERE p.oid IN ('nv_embed.configure(text, real)'::regprocedure, pg_catalog.to_regprocedure('nv_embed.start_session()'))
+        WHERE p.oid IN ('nv_embed.configure(text, real, text, text, text, text, boolean)'::regprocedure, pg_catalog.to_regprocedure('nv_embed.start_session()'))
     LOOP
         IF granted.grantee <> granted.owner THEN
             EXECUTE pg_catalog.format(
@@ -29,7 +29,7 @@ $$;
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'nv_embed_admin') THEN
-        GRANT EXECUTE ON FUNCTION nv_embed.configure(text, real) TO nv_embed_admin;
+        GRANT EXECUTE ON FUNCTION nv_embed.configure(text, real, text, text, text, text, boolean) TO nv_embed_admin;
     END IF;
 END
 $$;

@@ -150,7 +150,7 @@ DIFFERENT = [
     "ALTER POLICY readable ON nv_embed.worker USING (false)",
     "GRANT TRUNCATE ON nv_embed.job TO PUBLIC",
     "GRANT UPDATE (source) ON nv_embed.embedding TO PUBLIC",
-    "GRANT EXECUTE ON FUNCTION nv_embed.configure(text, real) TO PUBLIC",
+    "GRANT EXECUTE ON FUNCTION nv_embed.configure(text, real, text, text, text, text, boolean) TO PUBLIC",
     "REVOKE USAGE ON SCHEMA nv_embed FROM PUBLIC",
     "COMMENT ON COLUMN nv_embed.job.stale IS 'x'",
     "COMMENT ON INDEX nv_embed.job_retry IS 'x'",
