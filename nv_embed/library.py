@@ -125,12 +125,13 @@ def uninstall_sql() -> str:
 
 
 def served(endpoint: str | None) -> "list[Model]":
-    """The models of a sidecar, its default first; none without one."""
+    """The models of a sidecar, its default first; none without one. It is shown what the environment says, `NV_EMBED_TOKEN_FILE` and so on."""
     if endpoint is None:
         return []
     from nv_embed.client import Client  # with it comes grpc, which nothing else here needs
+    from nv_embed.credentials import from_environment
 
-    with Client(endpoint) as client:
+    with Client(endpoint, **from_environment()) as client:
         return list(client.list_models())
 
 

@@ -12,12 +12,14 @@ import os
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import psycopg
 from psycopg.types.json import Jsonb
 
 from nv_embed.client import Client
+from nv_embed.credentials import Credentials
 from nv_embed.errors import EmbedError, InvalidInput
 from nv_embed.jobs import Queue
 from nv_embed.lanes import Counts, Lane, first_line
@@ -46,6 +48,7 @@ class Settings:
         lease_s: after so long without a sign of life another worker takes the jobs.
         poll_s: how often to look for jobs of which nothing tells.
         timeout_s: for one page of texts.
+        credentials: what all of them are shown, and known by.
         once: end when there is nothing to do, or when the sidecar, the database or a row that somebody holds is away for longer than `timeout_s`.
     """
 
@@ -56,6 +59,7 @@ class Settings:
     poll_s: float = 2.0
     timeout_s: float = 60.0
     once: bool = False
+    credentials: Credentials = field(default_factory=Credentials, repr=False)
 
 
 class Worker:
@@ -74,7 +78,7 @@ class Worker:
         self._answered: dict[Lane, int] = {}
         self._stopping = False
         self._died: BaseException | None = None
-        clients = [Client(endpoint, timeout_s=settings.timeout_s) for endpoint in settings.endpoints]
+        clients = [Client(endpoint, timeout_s=settings.timeout_s, **settings.credentials) for endpoint in settings.endpoints]
         patience_s = settings.timeout_s if settings.once else None
         self._lanes = [
             Lane(self._connect, client, settings.lease_s, self._pause, self.counts, patience_s) for client in clients for _ in range(settings.lanes)
@@ -225,12 +229,12 @@ class Watch:
         self._queue, self._waits = None, False
 
 
-def connect(database_url: str) -> "psycopg.Connection[tuple[object, ...]]":
+def connect(database_url: str) -> "psycopg.Connection[tuple[Any, ...]]":
     return psycopg.connect(database_url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, application_name="nv-embed worker")
 
 
-def find_endpoint(database_url: str) -> str:
-    """The sidecar that the database itself uses.
+def find_sidecar(database_url: str) -> tuple[str, Credentials]:
+    """The sidecar that the database itself uses: its endpoint, and what it is shown.
 
     Raises:
         InvalidInput: it has none, or this role may not know.
@@ -238,11 +242,14 @@ def find_endpoint(database_url: str) -> str:
     hint = "give --endpoint host:port, or unix:/path"
     with connect(database_url) as connection:
         try:
-            row = connection.execute("SELECT endpoint FROM nv_embed.settings").fetchone()
+            row = connection.execute("SELECT endpoint, token, ca, certificate, key, token_without_tls FROM nv_embed.settings").fetchone()
         except psycopg.errors.InsufficientPrivilege:
             raise InvalidInput("this role may not read where the database's sidecar is", hint=hint) from None
+        except psycopg.errors.UndefinedColumn:
+            raise InvalidInput("this database has an older nv_embed than this program", hint="update it: nv-embed install --database-url …") from None
         except psycopg.errors.UndefinedTable:
             raise InvalidInput("nv_embed is not installed in this database", hint="run `nv-embed install --database-url …`") from None
     if row is None or row[0] is None:
         raise InvalidInput("no sidecar is configured in this database", hint=hint)
-    return str(row[0])
+    endpoint, token, ca, certificate, key, token_without_tls = row
+    return endpoint, Credentials(token=token, ca=ca, certificate=certificate, key=key, token_without_tls=token_without_tls)

@@ -222,11 +222,12 @@ def check_sidecar(found: "Look") -> Finding:
 
 def check_model(found: "Look") -> Finding:
     from nv_embed.client import Client
+    from nv_embed.credentials import from_environment
     from nv_embed.errors import EmbedError
 
     assert found.serving is not None
     try:
-        with Client(found.serving.addresses[0], timeout_s=30) as client:
+        with Client(found.serving.addresses[0], timeout_s=30, **from_environment()) as client:
             model = client.list_models()[0]
             client.embed(["ready?"], model=model.name)
     except EmbedError as error:

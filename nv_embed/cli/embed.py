@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nv_embed.cli.credentials import CaOption, CertificateOption, KeyOption, TokenFileOption, TokenWithoutTlsOption, credentials
 from nv_embed.cli.failure import Failure
 from nv_embed.limits import MAX_TEXT_BYTES
 
@@ -59,6 +60,11 @@ def embed(
     truncate: Annotated[
         Truncate, typer.Option(case_sensitive=False, help="What to do with a line over the model's limit; NONE is to refuse it.")
     ] = Truncate.NONE,
+    token_file: TokenFileOption = None,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    token_without_tls: TokenWithoutTlsOption = False,
 ) -> None:
     """Embed lines of stdin. One JSON array a line; null for a blank line."""
     from nv_embed.client import Client
@@ -67,7 +73,7 @@ def embed(
         from nv_embed.cli.private import servers
 
         endpoint = servers().endpoint()
-    with Client(endpoint) as client:
+    with Client(endpoint, **credentials(token_file, ca, certificate, key, token_without_tls)) as client:
         embedding = Embedding(client, dim, input_type.value, model, truncate.value)
         try:
             for lines in _with_progress(_batches()):

@@ -103,12 +103,13 @@ def alone(where: Path) -> Iterator[None]:
 def health(address: str) -> str:
     """What the health service at this address says, or why it says nothing."""
     from nv_embed.client import Client
+    from nv_embed.credentials import from_environment
 
-    with Client(address, timeout_s=HEALTH_TIMEOUT_S) as client:
-        try:
+    try:
+        with Client(address, timeout_s=HEALTH_TIMEOUT_S, **from_environment()) as client:
             return client.health()
-        except EmbedError as error:
-            return str(error)
+    except EmbedError as error:
+        return str(error)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nv_embed.cli.credentials import CaOption, CertificateOption, KeyOption, TokenFileOption, TokenWithoutTlsOption, credentials
+
 if TYPE_CHECKING:
     from nv_embed.worker import Worker
 
@@ -50,17 +52,26 @@ def worker(
     lease: Annotated[float, typer.Option(min=1, max=3600, help="Seconds after which the jobs of a worker that died are another's.")] = 60.0,
     poll: Annotated[float, typer.Option(min=0.05, max=60, help="Seconds between two looks when nothing tells of jobs.")] = 2.0,
     timeout: Annotated[float, typer.Option(min=1, max=3600, help="Seconds to wait for the vectors of one page of texts.")] = 60.0,
+    token_file: TokenFileOption = None,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    token_without_tls: TokenWithoutTlsOption = False,
     once: Annotated[
         bool, typer.Option("--once", help="End when nothing is due any more, or what is needed is away for longer than --timeout.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line.")] = False,
 ) -> None:
     """Embed what awaits its vector in tables that are auto-embedded."""
-    from nv_embed.worker import Settings, Worker, find_endpoint
+    from nv_embed.worker import Settings, Worker, find_sidecar
 
     logging.basicConfig(stream=sys.stderr, format="nv-embed worker: %(message)s", level=logging.WARNING)
-    endpoints = tuple(endpoint or [find_endpoint(database_url)])
-    running = Worker(Settings(database_url, endpoints, lanes, lease, poll, timeout, once))
+    if endpoint:
+        endpoints, shown = tuple(endpoint), credentials(token_file, ca, certificate, key, token_without_tls)
+    else:
+        found, shown = find_sidecar(database_url)
+        endpoints = (found,)
+    running = Worker(Settings(database_url, endpoints, lanes, lease, poll, timeout, once, shown))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: _stop(running, number))
     ended = threading.Event()

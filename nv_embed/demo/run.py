@@ -25,6 +25,7 @@ from rich.text import Text
 
 from nv_embed import home
 from nv_embed.client import Client
+from nv_embed.credentials import from_environment
 from nv_embed.demo import corpus, questions
 from nv_embed.demo.corpus import Entry
 from nv_embed.demo.questions import Question
@@ -249,7 +250,7 @@ def text_of(entry: Entry) -> str:
 
 
 def count_too_long(endpoint: str, entries: Sequence[Entry], served: Model) -> int:
-    with Client(endpoint) as client:
+    with Client(endpoint, **from_environment()) as client:
         return sum(tokens > served.max_tokens for tokens in client.count_tokens([text_of(entry) for entry in entries], model=served.name))
 
 
