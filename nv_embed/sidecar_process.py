@@ -60,6 +60,11 @@ class Serving:
     def unix_address(self) -> str | None:
         return next((address for address in self.addresses if address.startswith("unix:")), None)
 
+    @property
+    def own_address(self) -> str:
+        """The one for programs of this machine: a unix socket, which needs no certificate, where there is one."""
+        return self.unix_address or self.addresses[0]
+
     def serves(self, model: str) -> bool:
         return model in (self.asked_for, *self.models)
 

@@ -6,6 +6,7 @@ to stdout, what is said about them to stderr. The exit status is 0, 1 when it fa
 usage.
 """
 
+import os
 import sys
 from typing import Annotated
 
@@ -62,6 +63,8 @@ def root(
 
 def main() -> None:
     """The program. Failures that people can act upon are one line; anything else is a fault of ours and shows its traceback."""
+    # gRPC writes to stderr what it makes of a handshake; we say that in one line ourselves.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app(prog_name="nv-embed")
     except Exception as error:

@@ -227,7 +227,7 @@ def check_model(found: "Look") -> Finding:
 
     assert found.serving is not None
     try:
-        with Client(found.serving.addresses[0], timeout_s=30, **from_environment()) as client:
+        with Client(found.serving.own_address, timeout_s=30, **from_environment()) as client:
             model = client.list_models()[0]
             client.embed(["ready?"], model=model.name)
     except EmbedError as error:

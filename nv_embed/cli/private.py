@@ -175,7 +175,7 @@ def look(private: Servers) -> Look:
         postmaster=postmaster,
         serving=serving,
         versions={} if postmaster is None else _versions(private.cluster),
-        health=None if serving is None else health(serving.addresses[0]),
+        health=None if serving is None else health(serving.own_address),
     )
 
 

@@ -117,7 +117,7 @@ def start_sidecar(private: "Servers", model: str | None, options: list[str]) -> 
     if model is not None and Path(model).is_dir():
         model = str(Path(model).resolve())
     serving = private.sidecar.serving()
-    if serving is not None and _is_as_wanted(serving, model, options) and health(serving.addresses[0]) == "SERVING":
+    if serving is not None and _is_as_wanted(serving, model, options) and health(serving.own_address) == "SERVING":
         plain(f"The sidecar already serves {serving.models[0]} on {serving.tcp_address}, process {serving.pid}.")
     else:
         if private.sidecar.processes():
@@ -150,7 +150,7 @@ def install_extension(private: "Servers", serving: "Serving") -> None:
     cluster.create_database(DATABASE)
     with cluster.connect(DATABASE) as connection:
         try:
-            installed = install(connection, serving.unix_address or serving.addresses[0])
+            installed = install(connection, serving.own_address)
         except ExtensionMissing as missing:
             raise home.NotSetUp(f"{missing} in {home.pgroot()}") from None
     change = {installed.version: "", None: ", newly made"}.get(installed.before, f", updated from {installed.before}")
