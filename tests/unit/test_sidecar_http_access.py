@@ -48,11 +48,6 @@ def test_everything_but_health_and_the_description_needs_a_token(file: Path) -> 
         assert (missing.json()["error"]["type"], missing.json()["error"]["code"]) == ("authentication_error", "invalid_api_key")
         assert missing.json()["error"]["message"].startswith("a token is missing")
         for wrong in (b"Basic YTpi", b"Bearer", f"Bearer {token}x".encode(), "Bearer é".encode()):
-            {"Authorization": b"Basic YTpi"},
-            {"Authorization": b"Bearer"},
-            {"Authorization": f"Bearer {token}x".encode()},
-            {"Authorization": "Bearer é".encode()},
-        ):
             assert http.post("/v1/embeddings", json=ASKED, headers={b"Authorization": wrong}).status_code == 401
         right = http.post("/v1/embeddings", json=ASKED, headers=bearer(token))
         assert right.status_code == 200
