@@ -35,7 +35,8 @@ from machine import keep, load_average, machine, percentile, table
 from numpy.typing import NDArray
 from servers import Sidecar, running_sidecar, shared_folder
 
-from nv_embed.client import CHANNEL_OPTIONS, Client
+from nv_embed import channels
+from nv_embed.client import Client
 from nv_embed.errors import DeadlineExceeded, InvalidInput, Overloaded
 from nv_embed.evaluation.collection import read
 from nv_embed.proto import nv_embed_pb2 as pb
@@ -157,7 +158,7 @@ class Caller:
 
     def __init__(self, address: str, texts: Mapping[str, Texts], draw: random.Random) -> None:
         self._client = Client(address, timeout_s=CALL_S)
-        self._stub = EmbedderStub(grpc.insecure_channel(address, options=CHANNEL_OPTIONS))
+        self._stub = EmbedderStub(grpc.insecure_channel(channels.target(address), options=channels.options(address)))
         self._texts = texts
         self._draw = draw
         self._kinds: dict[str, tuple[int, Callable[[str], Outcome]]] = {

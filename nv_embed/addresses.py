@@ -10,5 +10,6 @@ LOCAL = re.compile(r"unix:.*|(localhost|127(\.\d{1,3}){3}|\[::1\]|::1):\d+")
 
 
 def is_local(address: str) -> bool:
-    """Whether `host:port` or `unix:/path` is on this machine; a name other than `localhost` may be anybody's."""
-    return LOCAL.fullmatch(address) is not None
+    """Whether `host:port` or `unix:/path`, or a list of them, is on this machine; a name other than `localhost` may be anybody's."""
+    parts = [address] if address.startswith("unix:") else address.split(",")
+    return all(LOCAL.fullmatch(part.strip()) for part in parts)

@@ -1,15 +1,14 @@
 """
 The client: texts to vectors over gRPC.
 
-A list of texts is cut into pages by count and bytes; two pages are under way at a time, so that the sidecar never waits for the network. Every call
-carries a deadline. Whatever goes wrong comes out as one of the errors of `errors.py`.
+A list of texts is cut into pages by count and bytes; two pages for each sidecar are under way at a time, so that none waits for the network.
+Every call carries a deadline. Whatever goes wrong comes out as one of the errors of `errors.py`.
 
 How a call is begun and waited for is left to a `Caller`, because inside a Postgres backend both need care (`plpython.py`); elsewhere it just blocks.
 
 In:  texts      Out: `Page`s of raw float32 rows, or arrays
 """
 
-import json
 import os
 import socket
 from array import array
@@ -23,6 +22,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from nv_embed import channels
 from nv_embed.credentials import Pem, channel_credentials, token_metadata, why_unconnected
 from nv_embed.errors import BY_GRPC_CODE, DeadlineExceeded, EmbedError, EngineFailure, InvalidInput, Unavailable
 from nv_embed.limits import MAX_TEXT_BYTES
@@ -35,38 +35,10 @@ DEFAULT_TIMEOUT_S = 60.0
 PAGE_TEXTS = 512
 PAGE_BYTES = 64 * 1024
 PAGES_UNDER_WAY = 2
+MOST_PAGES_UNDER_WAY = 16
 
 INPUT_TYPES = {"passage": pb.INPUT_TYPE_PASSAGE, "query": pb.INPUT_TYPE_QUERY}
 TRUNCATES = {"NONE": pb.TRUNCATE_NONE, "START": pb.TRUNCATE_START, "END": pb.TRUNCATE_END}
-
-# A connection that broke is tried again at once: embedding twice harms nobody, and a sidecar that was restarted is back for the next call.
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 250),
-    (
-        "grpc.service_config",
-        json.dumps(
-            {
-                "methodConfig": [
-                    {
-                        "name": [{"service": "nv_embed.v1.Embedder"}],
-                        "retryPolicy": {
-                            "maxAttempts": 5,
-                            "initialBackoff": "0.1s",
-                            "maxBackoff": "0.25s",
-                            "backoffMultiplier": 2,
-                            "retryableStatusCodes": ["UNAVAILABLE"],
-                        },
-                    }
-                ]
-            }
-        ),
-    ),
-)
 
 R = TypeVar("R")
 
@@ -125,7 +97,8 @@ class Client:
     """A connection to a sidecar.
 
     Args:
-        endpoint: `host:port` or `unix:/path/to/socket`.
+        endpoint: `host:port` or `unix:/path/to/socket`. A name may have several addresses, and IP addresses with their ports may be listed with
+            commas between: calls are then dealt out among the sidecars that are well.
         token: what the sidecar lets in. It goes to this machine or by TLS only, unless `token_without_tls` says that the network is private.
         ca: who has signed the sidecar's certificate: PEM, the path of a PEM file, or `system` for the usual authorities. With it TLS is used.
         certificate, key: what is shown to a sidecar that wants to know its clients by TLS; PEM, or paths.
@@ -161,9 +134,10 @@ class Client:
         # A sidecar is fair to its clients, and on a unix socket it sees no difference between them.
         self._metadata = (("nv-embed-client", f"{socket.gethostname()}:{os.getpid()}"), *authorization)
         if credentials is None:
-            self._channel = grpc.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
+            self._channel = grpc.insecure_channel(channels.target(endpoint), options=channels.options(endpoint))
         else:
-            self._channel = grpc.secure_channel(endpoint, credentials, options=CHANNEL_OPTIONS)
+            self._channel = grpc.secure_channel(channels.target(endpoint), credentials, options=channels.options(endpoint))
+        self._pages_under_way = min(PAGES_UNDER_WAY * channels.count(endpoint), MOST_PAGES_UNDER_WAY)
         self._stub = EmbedderStub(self._channel)
 
     def close(self) -> None:
@@ -225,7 +199,7 @@ class Client:
         interactive: bool = False,
         timeout_s: float | None = None,
     ) -> Iterator[Page]:
-        """Embed texts page by page, in their order; at most `PAGES_UNDER_WAY` calls wait at a time. Arguments and errors as for `embed`."""
+        """Embed texts page by page, in their order; two calls for each sidecar wait at a time. Arguments and errors as for `embed`."""
         check_dim(dim)
         input_type_value = _choice("input_type", input_type.lower(), INPUT_TYPES)
         truncate_value = _choice("truncate", truncate.upper(), TRUNCATES)
@@ -243,7 +217,7 @@ class Client:
                     priority=pb.PRIORITY_INTERACTIVE if interactive else pb.PRIORITY_BULK,
                 )
                 under_way.append(_Call(start, len(page), self._begin(self._stub.Embed, request, timeout_s)))
-                if len(under_way) == PAGES_UNDER_WAY:
+                if len(under_way) == self._pages_under_way:
                     answered = self._page(under_way)
                     served = _same_model(served, answered)
                     yield answered

@@ -59,6 +59,8 @@ def channel_credentials(endpoint: str, ca: Pem | None, certificate: Pem | None, 
         if certificate is not None and not endpoint.startswith("unix:"):
             raise InvalidInput("a certificate is shown by TLS only", hint="give as ca who has signed the sidecar's certificate, or 'system'")
         return None
+    if "," in endpoint:
+        raise InvalidInput("by TLS a sidecar is known by its name, and a list has none", hint="give one name that resolves to all of them")
     roots = None if ca is None or ca == SYSTEM else _pem("ca", ca, "CERTIFICATE")
     chain = None if certificate is None else _pem("certificate", certificate, "CERTIFICATE")
     return grpc.ssl_channel_credentials(roots, None if key is None else _pem("key", key, "PRIVATE KEY"), chain)

@@ -11,10 +11,9 @@ import socket
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from pathlib import Path
-from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from nv_embed.errors import EmbedError
@@ -22,6 +21,7 @@ from nv_embed.limits import MAX_MESSAGE_BYTES
 from nv_embed.proto import nv_embed_pb2 as pb
 from nv_embed.proto.nv_embed_pb2_grpc import add_EmbedderServicer_to_server
 from nv_embed_sidecar.access import Access
+from nv_embed_sidecar.health import Health
 from nv_embed_sidecar.http.app import Bounds, Door, make
 from nv_embed_sidecar.http.listener import Listener, bound
 from nv_embed_sidecar.intake import Intake, RequestLimits
@@ -43,31 +43,16 @@ OPTIONS = (
     ("grpc.max_send_message_length", -1),
     # A second sidecar on the same port must fail, not share its calls at random.
     ("grpc.so_reuseport", 0),
+    # Clients look whether this machine is still there while they wait for an answer.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    # Now and then they connect anew, and find sidecars that were added behind a name. What is under way ends first.
+    ("grpc.max_connection_age_ms", 600_000),
+    ("grpc.max_connection_age_grace_ms", 3_600_000),
 )
 
 
 class CannotStart(EmbedError):
     """An address is taken or not one of this machine, or a file cannot be written."""
-
-
-class Health(health.HealthServicer):
-    """The standard health service. Its streams end when the sidecar drains: an open one would hold up every drain for its full time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._watchers: list[Callable[[object], None]] = []
-
-    def Watch(self, request: Any, context: Any, send_response_callback: Any = None) -> Any:
-        if send_response_callback is not None:
-            self._watchers.append(send_response_callback)
-            context.add_callback(lambda: self._watchers.remove(send_response_callback))
-        return super().Watch(request, context, send_response_callback)
-
-    def drain(self) -> None:
-        """Tell everyone that nothing is served any more, and end the streams."""
-        self.enter_graceful_shutdown()
-        for end in list(self._watchers):
-            end(None)
 
 
 class Server:
@@ -88,7 +73,7 @@ class Server:
         self.access = Access.of(settings) if access is None else access
         self._is_serving = False
         self._on_failure = on_failure
-        self._health = Health()
+        self._health = Health([SERVICE])
         self._drain_s = settings.drain_s
         # Waiting requests hold threads: three eighths may be bulk, three queries, and one streams. The last eighth answers health, and refuses.
         share = settings.rpc_threads // 8
@@ -149,9 +134,7 @@ class Server:
 
     def _set_health(self, healthy: bool) -> None:
         self._is_serving = healthy
-        status = health_pb2.HealthCheckResponse.SERVING if healthy else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in (health.OVERALL_HEALTH, SERVICE):
-            self._health.set(service, status)
+        self._health.set(healthy)
 
 
 def announce(server: Server, models: Models, ready_file: Path | None) -> str:
