@@ -332,6 +332,13 @@ def is_closed(opened: socket.socket) -> bool:
         return True
 
 
+def test_an_answer_waits_for_no_acknowledgement(served: Server, http: httpx.Client) -> None:
+    assert embed(http, input="a").status_code == 200
+    (listening,) = served._http
+    for connected_ in list(listening._server.server_state.connections):
+        assert connected_.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(served: Server) -> None:
     with connection(served) as opened:
         opened.sendall(heading(Content_Length=100_000_000))

@@ -163,6 +163,8 @@ class Door:
             encoding_format=asked.encoding_format,
         )
         headers = {"nv-embed-revision": begun.model.revision}
+        if vectors.size <= answers.PIECE_COMPONENTS:
+            return Response(await self._in_pool(b"".join, pieces), media_type="application/json", headers=headers)
         return StreamingResponse(self._from_pool(pieces), media_type="application/json", headers=headers)
 
     def _begin(self, asked: EmbeddingsRequest, caller: Holder, deadline: float) -> Begun:

@@ -124,7 +124,8 @@ def bound(address: str) -> tuple[socket.socket, str]:
         return listening, address
     host, _, port = address.rpartition(":")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family)
+    # asyncio sends without delay only on sockets that say that they are TCP's.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.bind((host.strip("[]"), int(port)))
     # Now, and not when the thread gets to it: what is announced can be connected to.
