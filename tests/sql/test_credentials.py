@@ -14,7 +14,7 @@ from installs import BOTH, Install
 from program import eventually
 from servers import Sidecar, running_sidecar
 from vectors import one
-from workers import drain
+from workers import drain, working
 
 from nv_embed import tokens
 from nv_embed.client import Client
@@ -213,6 +213,27 @@ def test_a_worker_finds_them_in_the_database(connect: Callable[..., Connection],
     assert endpoint == guarded.shown["endpoint"]
     drain(dsn, endpoint, credentials=credentials)
     assert one(owner, "SELECT count(embedding) FROM docs") == 1
+
+
+def test_a_worker_whose_token_is_refused_raises_an_alarm_fails_no_row_and_goes_on_when_it_is_let_in(
+    connect: Callable[..., Connection], install: Install, own_database: str, guarded: Guarded, caplog: pytest.LogCaptureFixture
+) -> None:
+    owner = connect()
+    owner.execute("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    owner.execute(CONFIGURE, guarded.shown)
+    owner.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384, mode => 'async')")
+    owner.execute("INSERT INTO docs VALUES (1, 'hello')")
+    endpoint, credentials = find_sidecar(install.dsn(own_database))
+    late = "nve_late"
+    with working(install.dsn(own_database), endpoint, credentials={**credentials, "token": late}):
+        assert eventually(lambda: "the token is not one of this sidecar's" in caplog.text)
+        assert "ERROR" in {record.levelname for record in caplog.records}
+        assert one(owner, "SELECT count(*) FROM nv_embed.failures") == 0
+        with guarded.file.open("a") as file:
+            file.write(f'[late]\nsha256 = "{tokens.hash_token(late)}"\n')
+        assert eventually(lambda: one(owner, "SELECT count(embedding) FROM docs") == 1)
+    assert late not in caplog.text
+    tokens.remove(guarded.file, "late")
 
 
 def test_the_sidecars_log_holds_neither_tokens_nor_texts(connect: Callable[..., Connection], guarded: Guarded) -> None:
