@@ -3,6 +3,7 @@ Tokens and certificates in a database: configured, used, and kept from everybody
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from workers import drain, working
 
 from nv_embed import tokens
 from nv_embed.client import Client
+from nv_embed.cluster import Cluster
 from nv_embed.worker import find_sidecar
 
 CONFIGURE = "SELECT nv_embed.configure(%(endpoint)s, token => %(token)s, ca => %(ca)s, certificate => %(certificate)s, key => %(key)s)"
@@ -234,6 +236,23 @@ def test_a_worker_whose_token_is_refused_raises_an_alarm_fails_no_row_and_goes_o
         assert eventually(lambda: one(owner, "SELECT count(embedding) FROM docs") == 1)
     assert late not in caplog.text
     tokens.remove(guarded.file, "late")
+
+
+@BOTH
+def test_the_servers_log_has_nothing_of_them_when_they_come_as_parameters(
+    connect: Callable[..., Connection], cluster: Cluster, guarded: Guarded
+) -> None:
+    owner = connect()
+    written = len(cluster.log.read_text())
+    for token in ("nve_wrong", "nve_wrong\n"):
+        with suppress(psycopg.errors.InvalidParameterValue):
+            owner.execute(CONFIGURE, {**guarded.shown, "token": token})
+        with pytest.raises(psycopg.Error):
+            owner.execute("SELECT nv_embed('hello')")
+    log = cluster.log.read_text()[written:]
+    assert "nv_embed.configure($1" in log
+    for secret in ("nve_wrong", "PRIVATE KEY"):
+        assert secret not in log
 
 
 def test_the_sidecars_log_holds_neither_tokens_nor_texts(connect: Callable[..., Connection], guarded: Guarded) -> None:

@@ -200,6 +200,16 @@ def test_the_file_is_looked_at_once_a_second_at_most(file: Path) -> None:
         known.holder(f"Bearer {token}")
 
 
+def test_the_scheduler_is_fair_to_the_names_of_tokens(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = tokens.add(file, "app")
+    with guarded(file) as (server, stub):
+        served: list[str] = []
+        submit = server.scheduler.submit
+        monkeypatch.setattr(server.scheduler, "submit", lambda *args, client, **rest: served.append(client) or submit(*args, client=client, **rest))
+        stub.Embed(pb.EmbedRequest(texts=["one"]), metadata=(*bearer(token), ("nv-embed-client", "another")))
+        assert served == ["app"]
+
+
 def test_requests_over_the_limit_are_refused_with_the_time_to_wait(file: Path) -> None:
     token = tokens.add(file, "app", requests_per_minute=2)
     other = tokens.add(file, "other")
