@@ -1,5 +1,5 @@
 """
-The page for operators says what the sidecar takes and serves.
+The pages for operators say what the sidecar takes and serves, and which tests show what.
 """
 
 import re
@@ -8,7 +8,8 @@ from pathlib import Path
 from nv_embed_sidecar.registry import MINILM, Known, known_as
 from nv_embed_sidecar.settings import Settings, option
 
-PAGE = (Path(__file__).parent.parent.parent / "docs/operations.md").read_text()
+ROOT = Path(__file__).parent.parent.parent
+PAGE = (ROOT / "docs/operations.md").read_text()
 
 
 def table(heading: str) -> list[list[str]]:
@@ -39,3 +40,10 @@ def expected_prompts(known: Known) -> str:
     if known.query_prompt:
         return f"`{known.query_prompt}`, `{known.passage_prompt}`"
     return "none" if known.name == MINILM else "by configuration"
+
+
+def test_what_the_page_on_security_says_is_shown_by_tests_that_there_are() -> None:
+    page = (ROOT / "docs/security.md").read_text()
+    named = set(re.findall(r"`(test_\w+\.py)`", page))
+    assert len(named) > 10
+    assert named <= {file.name for file in (ROOT / "tests").rglob("test_*.py")}
