@@ -184,14 +184,19 @@ def _comments_at_the_end(lines: list[str]) -> list[str]:
 
 
 def _write(path: Path, content: str) -> None:
-    """The file appears whole or not at all, and nobody else can read it."""
+    """The file appears whole or not at all. A new one is its owner's alone; another one stays whose it was, or its sidecar could not read it."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(new, "w", opener=lambda name, flags: os.open(name, flags | os.O_EXCL, MODE)) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            before = path.stat()
+            new.chmod(stat.S_IMODE(before.st_mode))
+            if (before.st_uid, before.st_gid) != (new.stat().st_uid, new.stat().st_gid):
+                os.chown(new, before.st_uid, before.st_gid)
         new.replace(path)
     except OSError as error:
         new.unlink(missing_ok=True)
-        raise BadTokens(f"cannot write {path}: {error.strerror}", hint="name a file in a folder that this user may write to") from None
+        raise BadTokens(f"cannot write {path}: {error.strerror}", hint="be its owner, and name a file in a folder that you may write to") from None

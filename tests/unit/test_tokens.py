@@ -3,6 +3,7 @@ The file of tokens: what is written, what is read, and what is refused.
 """
 
 import json
+import os
 import stat
 import subprocess
 from pathlib import Path
@@ -35,6 +36,17 @@ def test_what_is_added_is_read_and_the_file_holds_hashes_for_its_owner_alone(fil
     assert first not in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert [path.name for path in file.parent.iterdir()] == ["tokens.toml"]
+
+
+def test_a_file_that_is_replaced_stays_whose_it_was(file: Path) -> None:
+    tokens.add(file, "app")
+    file.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(file, 12345, 12346)
+    before = file.stat()
+    tokens.add(file, "web")
+    assert (file.stat().st_mode, file.stat().st_uid, file.stat().st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    assert file.stat().st_ino != before.st_ino
 
 
 def test_removing_one_leaves_the_others_and_their_comments(file: Path) -> None:
