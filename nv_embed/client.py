@@ -332,7 +332,10 @@ def _choice(name: str, value: str, choices: dict[str, R]) -> R:
 
 
 def _check_bytes(position: int, text: str) -> int:
-    size = len(text.encode())
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"this is no Unicode text: {error.reason}", hint="read it with the right encoding", position=position) from None
     if size > MAX_TEXT_BYTES:
         raise InvalidInput(
             f"{size:,} bytes exceed the limit of {MAX_TEXT_BYTES:,} bytes a text",
