@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nv_embed.errors import InvalidInput
-from nv_embed.langchain.values import nul, plain, written
+from nv_embed.langchain.values import checked, plain, written
 
 ORDERS = {"$lt": "<", "$lte": "<=", "$gt": ">", "$gte": ">="}
 OPERATORS = ("$eq", "$ne", "$in", "$nin", *ORDERS)
@@ -84,9 +84,7 @@ class _Writer:
         return _Json(self._hole, key, self._metadata)
 
     def _hole(self, argument: str, kind: str = "L") -> str:
-        if "\0" in argument:
-            raise nul("a filter")
-        self.arguments.append(argument)
+        self.arguments.append(checked(argument, "a filter"))
         return f"%{len(self.arguments)}${kind}"
 
 

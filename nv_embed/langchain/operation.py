@@ -10,6 +10,7 @@ In:  an operation, and where the database is      Out: its result, or one of the
 import asyncio
 import inspect
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -77,11 +78,15 @@ class Runner:
     Args:
         database: a DSN, whose connections are opened when they are needed, and kept; a connection, on which there is one operation at a time; or
             a pool.
+    Attributes:
+        close: closes what a DSN has opened; what else was given is the caller's.
     """
 
     def __init__(self, database: Database) -> None:
         self.is_async = inspect.iscoroutinefunction(getattr(database, "close", None))
         self._source: Any = _source(database)
+        # Stores of LangChain's are not closed by those who use them.
+        self.close = weakref.finalize(self, self._source.close if isinstance(self._source, _Kept) else lambda: None)
 
     def run(self, operation: Operation[T]) -> T:
         """Run an operation.
@@ -126,11 +131,6 @@ class Runner:
                     else:
                         await cursor.execute(step.text, step.arguments)
                         answer = await cursor.fetchall() if cursor.description else []
-
-    def close(self) -> None:
-        """Close the connections that a DSN has opened; what else was given is the caller's."""
-        if isinstance(self._source, _Kept):
-            self._source.close()
 
 
 def _source(database: Database) -> "_Kept | _One | _AsyncOne | Pool | AsyncPool":

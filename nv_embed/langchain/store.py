@@ -24,12 +24,12 @@ from nv_embed.langchain.filters import written_filter
 from nv_embed.langchain.held import Held, hold
 from nv_embed.langchain.operation import Call, Database, Operation, Runner
 from nv_embed.langchain.schema import Declaration, create
-from nv_embed.langchain.table import OPTIONS, Row, Table, written_vector
+from nv_embed.langchain.table import OPTIONS, Asking, Row, Table, written_vector
 
 PAGE_DOCUMENTS = 1000
 """How many documents a statement writes: each is a parameter of some megabytes at most."""
 
-Filter = Mapping[str, Any]
+Metadata = Mapping[str, Any]
 Found = tuple[Document, float, list[float]]
 """A document, its score and, where it was asked for, its vector."""
 
@@ -168,7 +168,7 @@ class NvVectorStore(VectorStore):
         self._runner.close()
 
     def add_texts(
-        self, texts: Iterable[str], metadatas: Sequence[Mapping[str, Any]] | None = None, *, ids: Sequence[str | None] | None = None, **_: Any
+        self, texts: Iterable[str], metadatas: Sequence[Metadata] | None = None, *, ids: Sequence[str | None] | None = None, **_: Any
     ) -> list[str]:
         """Write documents; one whose id is there already takes its place. Returns their ids, in order.
 
@@ -183,7 +183,7 @@ class NvVectorStore(VectorStore):
         return self._runner.run(self._add(texts, metadatas, ids))
 
     async def aadd_texts(
-        self, texts: Iterable[str], metadatas: Sequence[Mapping[str, Any]] | None = None, *, ids: Sequence[str | None] | None = None, **_: Any
+        self, texts: Iterable[str], metadatas: Sequence[Metadata] | None = None, *, ids: Sequence[str | None] | None = None, **_: Any
     ) -> list[str]:
         """`add_texts`, awaited."""
         return await self._runner.arun(self._add(texts, metadatas, ids))
@@ -204,18 +204,18 @@ class NvVectorStore(VectorStore):
         """`get_by_ids`, awaited."""
         return await self._runner.arun(self._get(ids))
 
-    def similarity_search(self, query: str, k: int = 4, filter: Filter | None = None, *, hybrid: bool = False, **options: Any) -> list[Document]:
+    def similarity_search(self, query: str, k: int = 4, filter: Metadata | None = None, *, hybrid: bool = False, **options: Any) -> list[Document]:
         """The k documents that are nearest to a question, best first; arguments and errors as for `similarity_search_with_score`."""
         return [document for document, _ in self.similarity_search_with_score(query, k, filter, hybrid=hybrid, **options)]
 
     async def asimilarity_search(
-        self, query: str, k: int = 4, filter: Filter | None = None, *, hybrid: bool = False, **options: Any
+        self, query: str, k: int = 4, filter: Metadata | None = None, *, hybrid: bool = False, **options: Any
     ) -> list[Document]:
         """`similarity_search`, awaited."""
         return [document for document, _ in await self.asimilarity_search_with_score(query, k, filter, hybrid=hybrid, **options)]
 
     def similarity_search_with_score(
-        self, query: str, k: int = 4, filter: Filter | None = None, *, hybrid: bool = False, **options: Any
+        self, query: str, k: int = 4, filter: Metadata | None = None, *, hybrid: bool = False, **options: Any
     ) -> list[tuple[Document, float]]:
         """The k documents that are nearest to a question, best first, each with its score.
 
@@ -230,26 +230,26 @@ class NvVectorStore(VectorStore):
             InvalidInput: a filter or an option is none.
             EmbedError: another of `nv_embed.errors`.
         """
-        return _scored(self._runner.run(self._search(query, k, filter, hybrid, options)))
+        return _scored(self._runner.run(self._search(query, self._asking(k, filter, options, hybrid=hybrid))))
 
     async def asimilarity_search_with_score(
-        self, query: str, k: int = 4, filter: Filter | None = None, *, hybrid: bool = False, **options: Any
+        self, query: str, k: int = 4, filter: Metadata | None = None, *, hybrid: bool = False, **options: Any
     ) -> list[tuple[Document, float]]:
         """`similarity_search_with_score`, awaited."""
-        return _scored(await self._runner.arun(self._search(query, k, filter, hybrid, options)))
+        return _scored(await self._runner.arun(self._search(query, self._asking(k, filter, options, hybrid=hybrid))))
 
-    def similarity_search_by_vector(self, embedding: Sequence[float], k: int = 4, filter: Filter | None = None, **options: Any) -> list[Document]:
+    def similarity_search_by_vector(self, embedding: Sequence[float], k: int = 4, filter: Metadata | None = None, **options: Any) -> list[Document]:
         """The k documents that are nearest to a vector, [dim], as wide as the stored ones."""
-        return [document for document, *_ in self._runner.run(self._search_by(embedding, k, filter, options))]
+        return [document for document, *_ in self._runner.run(self._found(None, embedding, self._asking(k, filter, options)))]
 
     async def asimilarity_search_by_vector(
-        self, embedding: Sequence[float], k: int = 4, filter: Filter | None = None, **options: Any
+        self, embedding: Sequence[float], k: int = 4, filter: Metadata | None = None, **options: Any
     ) -> list[Document]:
         """`similarity_search_by_vector`, awaited."""
-        return [document for document, *_ in await self._runner.arun(self._search_by(embedding, k, filter, options))]
+        return [document for document, *_ in await self._runner.arun(self._found(None, embedding, self._asking(k, filter, options)))]
 
     def max_marginal_relevance_search(
-        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, filter: Filter | None = None, **options: Any
+        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, filter: Metadata | None = None, **options: Any
     ) -> list[Document]:
         """k of the documents that are near to a question and far from each other.
 
@@ -257,25 +257,25 @@ class NvVectorStore(VectorStore):
             fetch_k: of how many that are nearest they are chosen.
             lambda_mult: from 0, the most diverse, to 1, the nearest.
         """
-        return self._runner.run(self._diverse(query, k, fetch_k, lambda_mult, filter, options))
+        return self._runner.run(self._diverse(query, k, lambda_mult, self._asking(fetch_k, filter, options, with_vectors=True)))
 
     async def amax_marginal_relevance_search(
-        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, filter: Filter | None = None, **options: Any
+        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, filter: Metadata | None = None, **options: Any
     ) -> list[Document]:
         """`max_marginal_relevance_search`, awaited."""
-        return await self._runner.arun(self._diverse(query, k, fetch_k, lambda_mult, filter, options))
+        return await self._runner.arun(self._diverse(query, k, lambda_mult, self._asking(fetch_k, filter, options, with_vectors=True)))
 
     def max_marginal_relevance_search_by_vector(
-        self, embedding: Sequence[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, filter: Filter | None = None, **options: Any
+        self, embedding: Sequence[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, filter: Metadata | None = None, **options: Any
     ) -> list[Document]:
         """`max_marginal_relevance_search` by a vector, [dim], as wide as the stored ones."""
-        return self._runner.run(self._diverse(embedding, k, fetch_k, lambda_mult, filter, options))
+        return self._runner.run(self._diverse(embedding, k, lambda_mult, self._asking(fetch_k, filter, options, with_vectors=True)))
 
     async def amax_marginal_relevance_search_by_vector(
-        self, embedding: Sequence[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, filter: Filter | None = None, **options: Any
+        self, embedding: Sequence[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, filter: Metadata | None = None, **options: Any
     ) -> list[Document]:
         """`max_marginal_relevance_search_by_vector`, awaited."""
-        return await self._runner.arun(self._diverse(embedding, k, fetch_k, lambda_mult, filter, options))
+        return await self._runner.arun(self._diverse(embedding, k, lambda_mult, self._asking(fetch_k, filter, options, with_vectors=True)))
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         """A cosine similarity is its own relevance, but what points away is not less relevant than what has nothing to do with the question."""
@@ -287,28 +287,25 @@ class NvVectorStore(VectorStore):
     async def _asimilarity_search_with_relevance_scores(self, query: str, k: int = 4, **options: Any) -> list[tuple[Document, float]]:
         return await super()._asimilarity_search_with_relevance_scores(query, k, **_without_hybrid(options))
 
-    def _add(self, texts: Iterable[str], metadatas: Sequence[Mapping[str, Any]] | None, ids: Sequence[str | None] | None) -> Operation[list[str]]:
+    def _add(self, texts: Iterable[str], metadatas: Sequence[Metadata] | None, ids: Sequence[str | None] | None) -> Operation[list[str]]:
         texts = list(texts)
-        given: Sequence[str | None] = [None] * len(texts) if ids is None else list(ids)
-        if len(given) != len(texts) or len(metadatas or texts) != len(texts):
+        given: Sequence[str | None] = ids if ids is not None else [None] * len(texts)
+        described: Sequence[Metadata] = metadatas if metadatas is not None else [{}] * len(texts)
+        if not len(texts) == len(given) == len(described):
             raise InvalidInput(
-                f"there are {len(texts)} texts, {len(given)} ids and {len(metadatas or texts)} metadatas",
-                hint="give as many of each, or leave them out",
+                f"there are {len(texts)} texts, {len(given)} ids and {len(described)} metadatas", hint="give as many of each, or leave them out"
             )
-        rows = [self._table.row(n, text, (metadatas[n] if metadatas else None) or {}, given[n]) for n, text in enumerate(texts)]
-        last = {row.values[self._table.id]: row for row, id in zip(rows, given, strict=True) if id is not None}
+        rows = [self._table.row(n, text, described[n] or {}, given[n]) for n, text in enumerate(texts)]
+        return self._written(rows, given)
+
+    def _written(self, rows: Sequence[Row], given: Sequence[str | None]) -> Operation[list[str]]:
+        last = {id: row for row, id in zip(rows, given, strict=True) if id is not None}
         new = [row for row, id in zip(rows, given, strict=True) if id is None]
         made: dict[int, str] = {}
-        for group in (list(last.values()), new):
-            for page in (group[start : start + PAGE_DOCUMENTS] for start in range(0, len(group), PAGE_DOCUMENTS)):
-                written = yield self._table.add((yield from self._embedded(page)))
-                made |= self._places(page, written)
+        for page in [*_pages(list(last.values())), *_pages(new)]:
+            written = yield self._table.add((yield from self._embedded(page)))
+            made |= _places(page, written)
         return [made[n] if id is None else id for n, id in enumerate(given)]
-
-    def _places(self, page: Sequence[Row], written: Sequence[tuple[str]]) -> dict[int, str]:
-        if len(written) != len(page):
-            raise InvalidInput(f"of {len(page)} documents {len(written)} were written", hint="a trigger of the table's leaves rows out")
-        return {row.place: id for row, (id,) in zip(page, written, strict=True)}
 
     def _embedded(self, rows: list[Row]) -> Operation[list[Row]]:
         """Rows with their vectors, where this store has a sidecar."""
@@ -330,39 +327,28 @@ class NvVectorStore(VectorStore):
         by_id = {document.id: document for document in documents}
         return [by_id[id] for id in ids if id in by_id]
 
-    def _search(self, query: str, k: int, filter: Filter | None, hybrid: bool, options: Mapping[str, Any]) -> Operation[list[Found]]:
-        vector = None if self._embedding is None else (yield from self._asked(query, is_by_name=False))
-        return (yield from self._found(query, vector, k, filter, options, hybrid=hybrid))
-
-    def _search_by(self, vector: Sequence[float], k: int, filter: Filter | None, options: Mapping[str, Any]) -> Operation[list[Found]]:
-        return (yield from self._found(None, vector, k, filter, options))
-
-    def _found(
-        self,
-        query: str | None,
-        vector: Sequence[float] | None,
-        k: int,
-        filter: Filter | None,
-        options: Mapping[str, Any],
-        *,
-        hybrid: bool = False,
-        with_vectors: bool = False,
-    ) -> Operation[list[Found]]:
+    def _asking(self, k: int, filter: Metadata | None, options: Mapping[str, Any], *, hybrid: bool = False, with_vectors: bool = False) -> Asking:
         _check_options(options, hybrid)
         wanted = written_filter(filter, self._table.metadata, self._table.columns)
-        arguments = {"k": k, "target": self._table.target, **options}
-        rows = yield self._table.search(query, vector, wanted, arguments, hybrid=hybrid, with_vectors=with_vectors)
-        end = -2 if with_vectors else -1
-        documents = self._table.documents([row[:end] for row in rows])
-        return [(document, row[-1], orjson.loads(row[-2]) if with_vectors else []) for document, row in zip(documents, rows, strict=True)]
+        return Asking(wanted, {"k": k, "target": self._table.target, **options}, hybrid, with_vectors)
 
-    def _diverse(
-        self, query: str | Sequence[float], k: int, fetch_k: int, lambda_mult: float, filter: Filter | None, options: Mapping[str, Any]
-    ) -> Operation[list[Document]]:
-        vector = (yield from self._asked(query, is_by_name=True)) if isinstance(query, str) else query
-        if not isinstance(query, str):
+    def _search(self, query: str, asking: Asking) -> Operation[list[Found]]:
+        vector = None if self._embedding is None else (yield from self._asked(query, is_by_name=False))
+        return (yield from self._found(query, vector, asking))
+
+    def _found(self, query: str | None, vector: Sequence[float] | None, asking: Asking) -> Operation[list[Found]]:
+        rows = yield self._table.search(query, vector, asking)
+        end = -2 if asking.with_vectors else -1
+        documents = self._table.documents([row[:end] for row in rows])
+        return [(document, row[-1], orjson.loads(row[-2]) if asking.with_vectors else []) for document, row in zip(documents, rows, strict=True)]
+
+    def _diverse(self, query: str | Sequence[float], k: int, lambda_mult: float, asking: Asking) -> Operation[list[Document]]:
+        if isinstance(query, str):
+            vector = yield from self._asked(query, is_by_name=True)
+        else:
             yield from hold(self._table, is_by_name=True)
-        near = yield from self._found(None, vector, fetch_k, filter, options, with_vectors=True)
+            vector = list(query)
+        near = yield from self._found(None, vector, asking)
         chosen = maximal_marginal_relevance(numpy.asarray(vector, dtype=numpy.float32), [row[2] for row in near], lambda_mult, k)
         return [near[place][0] for place in chosen]
 
@@ -384,6 +370,17 @@ def _declaration(
     if embedding is not None:
         model, dim, truncate = model or embedding.model, dim or embedding.dim, truncate or embedding.truncate
     return Declaration(model, dim, mode, storage, truncate or "NONE")
+
+
+def _pages(rows: list[Row]) -> list[list[Row]]:
+    return [rows[start : start + PAGE_DOCUMENTS] for start in range(0, len(rows), PAGE_DOCUMENTS)]
+
+
+def _places(page: Sequence[Row], written: Sequence[tuple[str]]) -> dict[int, str]:
+    """The ids that were written, by their documents' places."""
+    if len(written) != len(page):
+        raise InvalidInput(f"of {len(page)} documents {len(written)} were written", hint="a trigger of the table's leaves rows out")
+    return {row.place: id for row, (id,) in zip(page, written, strict=True)}
 
 
 def _passages(embedding: NvEmbeddings, held: Held, texts: Mapping[int, str]) -> Callable[[], dict[int, str]]:

@@ -22,7 +22,7 @@ from psycopg.adapt import PyFormat, Transformer
 from nv_embed.errors import InvalidInput
 from nv_embed.langchain.filters import Filter
 from nv_embed.langchain.operation import Statement
-from nv_embed.langchain.values import plain, written
+from nv_embed.langchain.values import checked, plain, written
 
 OPTIONS = {"k": "int", "target": "name", "dim": "int", "rescore": "boolean", "oversample": "real", "rrf_k": "int", "config": "regconfig"}
 """Arguments of the functions that search, and their types."""
@@ -66,7 +66,7 @@ class Table:
         """A document as a row.
 
         Raises:
-            InvalidInput: the table has no column for a key of the metadata.
+            InvalidInput: the table has no column for a key of the metadata, or Postgres no such text.
         """
         values: dict[str, Any] = {self.content: content, **{name: plain(metadata.get(name)) for name in self.columns}}
         rest = {key: value for key, value in metadata.items() if key not in self.columns}
@@ -77,7 +77,11 @@ class Table:
             raise InvalidInput(f"document {place + 1} has the metadata {', '.join(map(repr, rest))}", hint=f"the table has columns for {known}")
         if id is not None:
             values[self.id] = id
-        return Row(place, values)
+        row = Row(place, values)
+        for value in values.values():
+            if isinstance(value, str):
+                checked(value, row.label)
+        return row
 
     def add(self, rows: Sequence["Row"]) -> Statement:
         """Write rows of the same columns; those whose id is there already take the place of what is there. Answers with their ids, in order.
@@ -106,36 +110,26 @@ class Table:
             return Statement(sql.SQL("DELETE FROM {}").format(self.identifier))
         return Statement(sql.SQL("DELETE FROM {} AS t WHERE t.{} = ANY (%s)").format(self.identifier, quoted(self.id)), [_array(ids)])
 
-    def search(
-        self,
-        question: str | None,
-        vector: Sequence[float] | None,
-        wanted: Filter | None,
-        options: Mapping[str, Any],
-        *,
-        hybrid: bool = False,
-        with_vectors: bool = False,
-    ) -> Statement:
+    def search(self, question: str | None, vector: Sequence[float] | None, asking: "Asking") -> Statement:
         """Ask nv_search or nv_hybrid_search. Answers with documents' columns, their vectors if they are wanted, and scores.
 
         Args:
             vector: of the question; None has the database embed it.
-            options: more of the function's arguments, of those in `OPTIONS`; None is its default.
         """
-        arguments: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        arguments = {name: value for name, value in asking.options.items() if value is not None}
         named = {name: f"%({name})s::{OPTIONS[name]}" for name in arguments}
-        if wanted is not None:
+        if asking.wanted is not None:
             named["filter"] = "format(%(template)s, VARIADIC %(holes)s::text[])"
-            arguments |= {"template": wanted.template, "holes": wanted.arguments}
-        if hybrid and vector is not None:
+            arguments |= {"template": asking.wanted.template, "holes": asking.wanted.arguments}
+        if asking.hybrid and vector is not None:
             named["embedding"] = "%(vector)s::vector"
         arguments |= {"question": question, "vector": None if vector is None else written_vector(vector)}
         statement = file(
             "search",
-            columns=self._read(sql.SQL("(f.hit)"), with_vectors=with_vectors),
-            function=sql.SQL("nv_hybrid_search" if hybrid else "nv_search"),
+            columns=self._read(sql.SQL("(f.hit)"), with_vectors=asking.with_vectors),
+            function=sql.SQL("nv_hybrid_search" if asking.hybrid else "nv_search"),
             table=self.identifier,
-            question=sql.SQL("%(question)s::text" if hybrid or vector is None else "%(vector)s::vector"),
+            question=sql.SQL("%(question)s::text" if asking.hybrid or vector is None else "%(vector)s::vector"),
             options=_listed(sql.SQL(f"{name} => {value}") for name, value in named.items()),
         )
         return Statement(statement, arguments)
@@ -160,6 +154,23 @@ class Table:
         if with_vectors:
             columns.append(sql.SQL("{}.{}::text").format(row, quoted(self.target)))
         return _listed(columns)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a search is made.
+
+    Attributes:
+        wanted: what the rows must be; None where all pass.
+        options: more of the function's arguments, of those in `OPTIONS`; None is its default.
+        hybrid: by words too.
+        with_vectors: whether vectors are wanted.
+    """
+
+    wanted: Filter | None
+    options: Mapping[str, Any]
+    hybrid: bool
+    with_vectors: bool
 
 
 @dataclass(frozen=True)

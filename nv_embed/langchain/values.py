@@ -39,16 +39,25 @@ def written(value: Any, of: str) -> str:
 
     try:
         text = json.dumps(value, default=unknown, allow_nan=False, ensure_ascii=False)
-        text.encode()
     except (TypeError, ValueError) as error:
         raise InvalidInput(
             f"{of} cannot be written as JSON: {error}", hint="give texts, numbers, booleans, None, moments, lists and dictionaries"
         ) from None
     if NUL.search(text):
-        raise nul(of)
+        raise _nul(of)
+    return checked(text, of)
+
+
+def checked(text: str, of: str) -> str:
+    """A text that Postgres can take. Raises InvalidInput for another."""
+    if "\0" in text:
+        raise _nul(of)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{of} is no Unicode text: {error}", hint="read it with the right encoding") from None
     return text
 
 
-def nul(of: str) -> InvalidInput:
-    """The error for a text that Postgres cannot store."""
+def _nul(of: str) -> InvalidInput:
     return InvalidInput(f"{of} has a NUL character, which no text of Postgres's can have", hint="take it out")
