@@ -96,6 +96,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
         ("docs/evaluation.md", []),
         ("docs/reembedding.md", ["backfilling", "Violin", "Bread", "{title}"]),
         ("docs/sqlalchemy.md", []),
+        ("docs/langchain.md", []),
         ("docs/http.md", []),
         ("docs/security.md", [384, True]),
         ("docs/operations.md", ["all-MiniLM-L6-v2", True, "all-MiniLM-L6-v2", 256, 1, "manuals"]),
