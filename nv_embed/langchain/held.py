@@ -14,6 +14,8 @@ from nv_embed.langchain.embeddings import embed
 from nv_embed.langchain.operation import Operation, Statement
 from nv_embed.langchain.table import Table, file
 
+MISSING = object()
+
 
 @dataclass(frozen=True)
 class Held:
@@ -24,6 +26,7 @@ class Held:
         session_mode: what `SET nv_embed.mode` says; None where it was not set.
         literals, columns: the template: the text before each column; the last column may be None.
         is_in_pieces: whether the vectors are in a table of their own.
+        is_plain: whether all columns of the template are read as they were written.
     """
 
     mode: str
@@ -35,20 +38,21 @@ class Held:
     literals: Sequence[str]
     columns: Sequence[str | None]
     is_in_pieces: bool
+    is_plain: bool
 
     @property
     def takes_vectors(self) -> bool:
-        """Whether rows may bring theirs. In pieces, or told to wait, they are left to the database."""
-        return not self.is_in_pieces and self.mode != "off" and self.session_mode in (None, "sync")
+        """Whether rows may bring theirs. In pieces, told to wait, or of texts that only Postgres can tell, they are left to the database."""
+        return self.is_plain and not self.is_in_pieces and self.mode != "off" and self.session_mode in (None, "sync")
 
     def text(self, values: Mapping[str, Any]) -> str | None:
-        """What is embedded of a row; None where it has no content, or its text cannot be told here.
+        """What is embedded of a row; None where it has no content, or not all of its text is here.
 
         Args:
             values: by the names of columns.
         """
-        parts = [None if name is None else values.get(name, 0) for name in self.columns]
-        if any(not isinstance(part, str | None) for part in parts):  # Postgres writes it in its own way
+        parts = [None if name is None else values.get(name, MISSING) for name in self.columns]
+        if any(not isinstance(part, str | None) for part in parts):
             return None
         if not "".join(part or "" for part in parts).strip():
             return None

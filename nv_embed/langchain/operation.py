@@ -37,10 +37,12 @@ class Statement:
 
     Attributes:
         arguments: None of a text in which a percent sign is no more than that.
+        prepare: False of one that must not be prepared; None leaves it to the connection.
     """
 
     text: sql.SQL | sql.Composed
     arguments: Sequence[Any] | Mapping[str, Any] | None = ()
+    prepare: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Runner:
                 if isinstance(step, Call):
                     answer = step.function()
                 else:
-                    cursor.execute(step.text, step.arguments)
+                    cursor.execute(step.text, step.arguments, prepare=step.prepare)
                     answer = cursor.fetchall() if cursor.description else []
 
     async def arun(self, operation: Operation[T]) -> T:
@@ -129,7 +131,7 @@ class Runner:
                     if isinstance(step, Call):
                         answer = await asyncio.to_thread(step.function)
                     else:
-                        await cursor.execute(step.text, step.arguments)
+                        await cursor.execute(step.text, step.arguments, prepare=step.prepare)
                         answer = await cursor.fetchall() if cursor.description else []
 
 

@@ -301,11 +301,11 @@ class NvVectorStore(VectorStore):
     def _written(self, rows: Sequence[Row], given: Sequence[str | None]) -> Operation[list[str]]:
         last = {id: row for row, id in zip(rows, given, strict=True) if id is not None}
         new = [row for row, id in zip(rows, given, strict=True) if id is None]
-        made: dict[int, str] = {}
+        ids: dict[int, str] = {}
         for page in [*_pages(list(last.values())), *_pages(new)]:
             written = yield self._table.add((yield from self._embedded(page)))
-            made |= _places(page, written)
-        return [made[n] if id is None else id for n, id in enumerate(given)]
+            ids |= _places(page, written)
+        return [ids[n if id is None else last[id].place] for n, id in enumerate(given)]
 
     def _embedded(self, rows: list[Row]) -> Operation[list[Row]]:
         """Rows with their vectors, where this store has a sidecar."""
@@ -324,8 +324,9 @@ class NvVectorStore(VectorStore):
 
     def _get(self, ids: Sequence[str]) -> Operation[list[Document]]:
         documents = self._table.documents((yield self._table.get(ids)))
-        by_id = {document.id: document for document in documents}
-        return [by_id[id] for id in ids if id in by_id]
+        places = {id: place for place, id in enumerate(ids)}
+        # An id may be spelled otherwise than the column's type has it, as a UUID in capitals: then it comes last.
+        return sorted(documents, key=lambda document: places.get(document.id or "", len(places)))
 
     def _asking(self, k: int, filter: Metadata | None, options: Mapping[str, Any], *, hybrid: bool = False, with_vectors: bool = False) -> Asking:
         _check_options(options, hybrid)

@@ -132,7 +132,8 @@ class Table:
             question=sql.SQL("%(question)s::text" if asking.hybrid or vector is None else "%(vector)s::vector"),
             options=_listed(sql.SQL(f"{name} => {value}") for name, value in named.items()),
         )
-        return Statement(statement, arguments)
+        # A prepared statement would keep reading the column that had the name before a cut-over: (f.hit) alone does not tie it to the table.
+        return Statement(statement, arguments, prepare=False if asking.with_vectors else None)
 
     def ask(self, question: str) -> Statement:
         """The vector of a question by the model of the table's vectors, in text form."""
@@ -217,4 +218,5 @@ def _listed(parts: Iterable[sql.Composable]) -> sql.Composed:
 
 def _array(values: Sequence[str]) -> str:
     """An array as a literal without a type, so that it takes that of the column it is compared with."""
-    return bytes(Transformer().get_dumper(list(values), PyFormat.TEXT).dump(list(values)) or b"").decode()
+    texts = [str(value) for value in values]
+    return bytes(Transformer().get_dumper(texts, PyFormat.TEXT).dump(texts) or b"").decode()

@@ -2,8 +2,10 @@
 The vector store: what is added is found, what fails leaves nothing, and the database keeps its rules.
 """
 
+import datetime
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.indexing import InMemoryRecordManager, index
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 from servers import Sidecar
-from workers import drain
+from workers import drain, working
 
 from nv_embed.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavailable, UnknownModel
 from nv_embed.langchain import NvEmbeddings, NvVectorStore
@@ -196,17 +198,64 @@ def test_an_existing_table_keeps_its_other_columns_and_its_template(
 
 def test_a_text_that_postgres_writes_in_its_own_way_is_left_to_the_database(dsn: str, connect: Connect, sidecar: Sidecar, install: Install) -> None:
     db = connect()
-    db.execute("CREATE TABLE prices (id text PRIMARY KEY, content text, price numeric(8, 2), metadata jsonb)")
-    db.execute("SELECT nv_embed.auto_embed('prices', '{content} {price}', dim => 384)")
-    store = NvVectorStore(dsn, "prices", embedding=NvEmbeddings(sidecar.address), metadata_columns=["price"])
-    store.add_texts(["bread", "  "], [{"price": 1}, {"price": None}], ids=["1", "2"])
+    db.execute("CREATE TABLE prices (id text PRIMARY KEY, content text, price numeric(8, 2), at timestamp, metadata jsonb)")
+    db.execute("SELECT nv_embed.auto_embed('prices', '{content} {price}{at}', dim => 384)")
+    store = NvVectorStore(dsn, "prices", embedding=NvEmbeddings(sidecar.address), metadata_columns=["price", "at"])
+    store.add_texts(["bread", "  ", ""], [{"price": "1"}, {"price": None}, {"at": datetime.datetime(2026, 1, 2)}], ids=["1", "2", "3"])
     if install.kind == "library":
         drain(dsn, sidecar.address)
-    assert [d.id for d in store.similarity_search("bread 1.00")] == ["1"]
-    vector = NvEmbeddings(sidecar.address, dim=384).embed_documents(["bread 1.00"])[0]
-    ((score,),) = db.execute("SELECT score FROM nv_search(NULL::prices, %s::vector)", [str(vector)]).fetchall()
-    assert score == pytest.approx(1, abs=1e-3)
+    assert {d.id for d in store.similarity_search("bread 1.00")} == {"1", "3"}
+    for text in ("bread 1.00", " 2026-01-02 00:00:00"):
+        vector = NvEmbeddings(sidecar.address, dim=384).embed_documents([text])[0]
+        ((score,),) = db.execute("SELECT score FROM nv_search(NULL::prices, %s::vector, k => 1)", [str(vector)]).fetchall()
+        assert score == pytest.approx(1, abs=1e-3), text
     store.close()
+
+
+def test_ids_are_as_their_column_has_them(dsn: str, connect: Connect, embedding: NvEmbeddings | None) -> None:
+    db = connect()
+    db.execute("CREATE TABLE documents (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), content text, metadata jsonb)")
+    db.execute("SELECT nv_embed.auto_embed('documents', '{content}', dim => 384)")
+    store = NvVectorStore(dsn, "documents", embedding=embedding)
+    first, second = f"{'A' * 8}-0000-0000-0000-{'B' * 12}", f"{'0' * 8}-0000-0000-0000-{'0' * 12}"
+    ids = store.add_texts(["one", "two", "three", "four"], ids=[first, second, None, first])
+    assert ids[:2] == [first.lower(), second]
+    assert ids[3] == ids[0]
+    assert [d.page_content for d in store.get_by_ids(ids[2::-1])] == ["three", "two", "four"]
+    assert {d.page_content for d in store.get_by_ids([first, second])} == {"four", "two"}
+    assert store.get_by_ids([]) == []
+    assert store.delete([])
+    assert count(db) == 3
+    store.delete([first])
+    store.delete()
+    assert count(db) == 0
+
+
+def test_a_re_embedding_goes_on_unnoticed(dsn: str, connect: Connect, sidecar: Sidecar, store: NvVectorStore, embedding: NvEmbeddings | None) -> None:
+    db = connect()
+    texts = [f"text {n}" for n in range(20)]
+    store.add_texts(texts, ids=texts)
+
+    def ask() -> None:
+        for _ in range(7):  # as often as psycopg needs to prepare a statement
+            assert len(store.similarity_search("text", k=30, filter={"n": None})) == len(store.get_by_ids(texts))
+            assert len(store.max_marginal_relevance_search("text", k=3)) == 3
+
+    ask()
+    with working(dsn, sidecar.address):
+        (id,) = db.execute("SELECT nv_embed.reembed('documents', dim => 512)").fetchone() or ()
+        deadline = time.monotonic() + 60
+        while (now := db.execute("SELECT nv_embed.advance_reembedding(%s)", [id]).fetchone()) != ("ready",):
+            assert time.monotonic() < deadline, now
+            for (step,) in db.execute("SELECT nv_embed.reembedding_index_steps(%s)", [id]).fetchall() if now == ("indexing",) else []:
+                db.execute(step)
+            time.sleep(0.05)
+        ask()
+        db.execute("SELECT nv_embed.cut_over(%s)", [id])
+    ask()
+    store.add_texts(["text 3 is another", "a violin"], ids=["text 3", "text 21"])
+    assert [d.id for d in store.similarity_search("violin", k=1)] == ["text 21"]
+    assert db.execute("SELECT dim, embedded, pending FROM nv_embed.status").fetchone() == (512, 21, 0)
 
 
 def test_pieces_are_left_to_the_database_and_their_rows_found(dsn: str, connect: Connect, sidecar: Sidecar, install: Install) -> None:
