@@ -17,7 +17,8 @@ class NvEmbeddings(Embeddings):
     The `a…` methods wait in a thread, so that the loop goes on. Whatever fails raises one of `nv_embed.errors`.
 
     Args:
-        sidecar: `host:port`, `unix:/path`, or a client. By its address it is connected to at the first use, so in each process after a fork.
+        sidecar: `host:port`, `unix:/path`, or a client, which may have a token and certificates. By its address it is connected to at the first use,
+            so in each process after a fork.
         model: a name that the sidecar serves; its default unless given.
         dim: one of the model's dimensions; its native width unless given.
         truncate: of a text over the model's limit: `NONE` (an error), `START` or `END`.

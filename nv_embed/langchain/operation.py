@@ -26,7 +26,7 @@ from nv_embed.errors import TABLE, InvalidInput
 T = TypeVar("T")
 
 KEPT_CONNECTIONS = 8
-"""How many are kept open for the next calls. A new one has to load what calls the sidecar, which takes longer than a search."""
+"""How many are kept open for the next calls. A new one has to load what calls the sidecar, which takes as long as some fifty searches."""
 
 BY_SQLSTATE = {error.sqlstate: error for error in TABLE}
 
@@ -80,15 +80,13 @@ class Runner:
     Args:
         database: a DSN, whose connections are opened when they are needed, and kept; a connection, on which there is one operation at a time; or
             a pool.
-    Attributes:
-        close: closes what a DSN has opened; what else was given is the caller's.
     """
 
     def __init__(self, database: Database) -> None:
         self.is_async = inspect.iscoroutinefunction(getattr(database, "close", None))
         self._source: Any = _source(database)
-        # Stores of LangChain's are not closed by those who use them.
-        self.close = weakref.finalize(self, self._source.close if isinstance(self._source, _Kept) else lambda: None)
+        if isinstance(self._source, _Kept):
+            weakref.finalize(self, self._source.close)  # nobody closes a store of LangChain's
 
     def run(self, operation: Operation[T]) -> T:
         """Run an operation.
@@ -133,6 +131,11 @@ class Runner:
                     else:
                         await cursor.execute(step.text, step.arguments, prepare=step.prepare)
                         answer = await cursor.fetchall() if cursor.description else []
+
+    def close(self) -> None:
+        """Close the connections that a DSN has opened; what else was given is the caller's."""
+        if isinstance(self._source, _Kept):
+            self._source.close()
 
 
 def _source(database: Database) -> "_Kept | _One | _AsyncOne | Pool | AsyncPool":
