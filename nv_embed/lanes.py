@@ -16,8 +16,8 @@ import threading
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 from typing import NamedTuple
 
@@ -93,26 +93,46 @@ class Refused(Exception):
         self.generation = generation
 
 
+@dataclass
+class Count:
+    """What was done of one generation's rows."""
+
+    relation: str = ""
+    claimed: int = 0
+    embedded: int = 0
+    failed: int = 0
+
+
 class Counts:
     """What the lanes of a worker have done together."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._embedded: dict[int, int] = defaultdict(int)
-        self.failed = 0
+        self._counts: dict[int, Count] = defaultdict(Count)
+
+    def claim(self, jobs: Sequence[Job], generations: Mapping[int, Generation]) -> None:
+        with self._lock:
+            for job in jobs:
+                count = self._counts[job.generation]
+                count.relation = generations[job.generation].relation
+                count.claimed += 1
 
     def add(self, generation: int, *, embedded: int = 0, failed: int = 0) -> None:
         with self._lock:
-            self._embedded[generation] += embedded
-            self.failed += failed
+            self._counts[generation].embedded += embedded
+            self._counts[generation].failed += failed
 
-    def embedded_by_generation(self) -> dict[int, int]:
+    def by_generation(self) -> dict[int, Count]:
         with self._lock:
-            return dict(self._embedded)
+            return {id: replace(count) for id, count in self._counts.items()}
 
     @property
     def embedded(self) -> int:
-        return sum(self.embedded_by_generation().values())
+        return sum(count.embedded for count in self.by_generation().values())
+
+    @property
+    def failed(self) -> int:
+        return sum(count.failed for count in self.by_generation().values())
 
 
 class Lane:
@@ -240,8 +260,11 @@ class Lane:
         if now >= self._due_at:
             self._due_at = 0.0
         if now < self._gathers_until:
-            return self._claim([id for id, generation in generations.items() if generation.is_live])
+            jobs = self._claim([id for id, generation in generations.items() if generation.is_live])
+            self._counts.claim(jobs, generations)
+            return jobs
         jobs = self._claim(list(generations))
+        self._counts.claim(jobs, generations)
         has_others = any(not generations[job.generation].is_live for job in jobs)
         self._gathers_until = now + REST_S if has_others and len(jobs) < self._most else 0.0
         return jobs

@@ -214,7 +214,7 @@ class Watch:
 
     def _beat(self, queue: Queue, now: float) -> None:
         seconds = max(now - self._beaten, 0.001)
-        done = self._worker.counts.embedded_by_generation()
+        done = {id: count.embedded for id, count in self._worker.counts.by_generation().items()}
         rates = {id: (count - self._before.get(id, 0)) / seconds for id, count in done.items() if count != self._before.get(id, 0)}
         waits = self._worker.is_idle()
         self._id = queue.beat(self._id, f"{socket.gethostname()}:{os.getpid()}", waits, Jsonb(rates))

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,6 +61,7 @@ def worker(
     once: Annotated[
         bool, typer.Option("--once", help="End when nothing is due any more, or what is needed is away for longer than --timeout.")
     ] = False,
+    metrics: Annotated[str | None, typer.Option(help="Where to answer Prometheus: host:port; nowhere unless given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line.")] = False,
 ) -> None:
     """Embed what awaits its vector in tables that are auto-embedded."""
@@ -72,6 +74,7 @@ def worker(
         found, shown = find_sidecar(database_url)
         endpoints = (found,)
     running = Worker(Settings(database_url, endpoints, lanes, lease, poll, timeout, once, shown))
+    close = _answer_prometheus(metrics, running, database_url)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: _stop(running, number))
     ended = threading.Event()
@@ -82,6 +85,19 @@ def worker(
     finally:
         ended.set()
         reporter.join()
+        close()
+
+
+def _answer_prometheus(address: str | None, running: "Worker", database_url: str) -> Callable[[], None]:
+    """Begin to, where it is wanted. Returns what ends it."""
+    if address is None:
+        return lambda: None
+    from nv_embed.exporter import serve
+    from nv_embed.worker import connect
+
+    real, close = serve(address, running.counts, lambda: connect(database_url))
+    typer.echo(f"nv-embed worker: metrics at http://{real}/metrics", err=True)
+    return close
 
 
 def _stop(running: "Worker", number: int) -> None:

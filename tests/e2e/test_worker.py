@@ -9,9 +9,11 @@ import sys
 from collections.abc import Callable
 
 import chaos
+import httpx
 import pytest
 from conftest import Connection
 from program import eventually
+from prometheus_client.parser import text_string_to_metric_families
 from servers import Sidecar
 from vectors import one
 
@@ -60,6 +62,39 @@ def test_a_signal_lets_the_batches_under_way_be_written(docs: Connection, url: s
     assert (running.returncode, err) == (0, "")
     assert int(out.split()[0]) == one(docs, "SELECT count(embedding) FROM docs")
     assert one(docs, "SELECT count(*) FROM nv_embed.job WHERE leased_until > clock_timestamp()") == 0
+
+
+def test_prometheus_is_told_what_was_done_and_how_far_the_tables_are(docs: Connection, url: str, cluster: Cluster) -> None:
+    docs.execute("INSERT INTO docs VALUES (0, repeat('word ', 9000))")
+    running = worker("--database-url", url, "--metrics", "127.0.0.1:0")
+    assert running.stderr is not None
+    address = running.stderr.readline().split()[-1]
+
+    def told(name: str, **labels: str) -> float | None:
+        families = text_string_to_metric_families(httpx.get(address).text)
+        samples = [sample for family in families for sample in family.samples if sample.name == name and sample.labels.items() >= labels.items()]
+        return sum(sample.value for sample in samples) if samples else None
+
+    assert eventually(lambda: told("nv_embed_rows_embedded", relation="public.docs", target="embedding") == 500)
+    assert eventually(lambda: told("nv_embed_worker_embedded_rows_total", relation="public.docs") == 500)
+    assert told("nv_embed_worker_claimed_rows_total") == 501
+    assert told("nv_embed_worker_failed_rows_total") == told("nv_embed_rows_failed") == 1
+    assert told("nv_embed_rows") == 501
+    assert told("nv_embed_coverage") == pytest.approx(500 / 501)
+    assert told("nv_embed_oldest_pending_seconds") is None
+    assert told("nv_embed_reembedding_progress") is None
+    docs.execute("SELECT nv_embed.reembed('docs', dim => 768, rows_per_s => 1)")
+    assert eventually(lambda: 0 <= (told("nv_embed_reembedding_progress", relation="public.docs", state="backfilling") or -1) < 1)
+    assert told("nv_embed_database_up") == 1
+    docs.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+    assert told("nv_embed_database_up") == 0
+    assert eventually(lambda: told("nv_embed_database_up") == 1)
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=60)
+    assert running.returncode == 0
+    ended = worker("--database-url", url, "--metrics", "nowhere")
+    assert ended.communicate(timeout=60)[1] == "nv-embed: 'nowhere' is not an address (give host:port, or host:0 for any free port)\n"
+    assert ended.returncode == 1
 
 
 def test_what_a_worker_cannot_begin_with_is_one_line(docs: Connection, url: str, cluster: Cluster, sidecar: Sidecar) -> None:
