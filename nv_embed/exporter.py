@@ -26,7 +26,8 @@ TIMEOUT_MS = 5000
 """For one look at the database: Prometheus itself gives up after ten seconds."""
 
 STATUS = """
-    SELECT nv_embed.qualified(relation), target, rows, embedded, pending, failed, coverage, extract(epoch FROM oldest_pending_age), rate FROM nv_embed.status
+    SELECT nv_embed.qualified(relation), target, rows, embedded, pending, failed, coverage, extract(epoch FROM oldest_pending_age), rate
+    FROM nv_embed.status
 """
 STATUS_GAUGES = (
     ("nv_embed_rows", "Rows of a table that is embedded."),
