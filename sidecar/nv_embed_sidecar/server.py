@@ -126,7 +126,7 @@ class Server:
     def _over_http(self, address: str, bounds: Bounds) -> Listener:
         opened, real = _bind(address)
         door = Door(self.intake, self.access.tokens, is_live=lambda: self.failure is None, is_ready=lambda: self._is_serving, bounds=bounds)
-        return Listener(make(door), opened, real, self._drain_s, self.access.ssl_context(address))
+        return Listener(make(door), opened, real, self._drain_s, self.access.ssl_context(address), on_end=door.close)
 
     def _failed(self, reason: str) -> None:
         self.failure = reason

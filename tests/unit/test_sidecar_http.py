@@ -377,6 +377,18 @@ def test_bodies_have_a_bound_together_and_each_has_its_time(monkeypatch: pytest.
         assert http.post("/v1/embeddings", content=json.dumps({"input": "a" * 700})).status_code == 200
 
 
+def test_answers_that_nobody_takes_have_a_bound_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nv_embed_sidecar.server.Bounds", lambda: Bounds(vectors_bytes=1000 * 2048 * 4))
+    monkeypatch.setattr(guard, "SEND_S", 2.0)
+    with serving(FakeEngine(), **OVER_HTTP) as server, connection(server) as deaf, httpx.Client(base_url=url(server)) as http:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        body = json.dumps({"input": ["a"] * 900}).encode()
+        deaf.sendall(heading(Content_Length=len(body)) + body)
+        assert eventually(lambda: embed(http, input=["a"] * 200).status_code == 429)
+        assert embed(http, input=["a"] * 50).status_code == 200
+        assert eventually(lambda: embed(http, input=["a"] * 200).status_code == 200), "it was let go"
+
+
 def test_connections_that_say_nothing_are_closed_and_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "HEADERS_S", 2.0)
     monkeypatch.setattr(listener.Connection, "most", 20)

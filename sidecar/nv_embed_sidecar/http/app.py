@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +24,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 import nv_embed
-from nv_embed.errors import DeadlineExceeded, EmbedError, EngineFailure, InvalidInput, Overloaded, UnknownModel
+from nv_embed.errors import DeadlineExceeded, EmbedError, EngineFailure, InvalidInput, UnknownModel
 from nv_embed.tokens import Entry
 from nv_embed_sidecar.engines import Vectors
 from nv_embed_sidecar.http import answers, failures, schema
 from nv_embed_sidecar.http.bodies import Bodies, until_gone
 from nv_embed_sidecar.http.guard import HOLDER, Guard
+from nv_embed_sidecar.http.room import Held, Room
 from nv_embed_sidecar.http.schema import SUFFIXES, EmbeddingsRequest
 from nv_embed_sidecar.intake import Begun, Intake, Wanted
 from nv_embed_sidecar.metrics import CONTENT_TYPE
@@ -41,6 +43,8 @@ CLIENT_HEADER = "nv-embed-client"
 
 CLIENT_CHARACTERS = 100
 
+BYTES_A_COMPONENT = 4
+
 GONE = 499
 """Nobody reads the status of an answer to a caller that hung up; logs and metrics do."""
 
@@ -52,6 +56,7 @@ class Bounds:
     Attributes:
         requests: being worked on at a time.
         body_bytes, bodies_bytes: of one body, and of all that are being worked on.
+        vectors_bytes: of all answers that are being computed or sent.
         body_s: for a body to come in.
         answer_s: for the vectors to be there.
         threads: that read requests and write answers.
@@ -60,6 +65,7 @@ class Bounds:
     requests: int = 1024
     body_bytes: int = 16 * 1024 * 1024
     bodies_bytes: int = 256 * 1024 * 1024
+    vectors_bytes: int = 512 * 1024 * 1024
     body_s: float = 30.0
     answer_s: float = 300.0
     threads: int = 8
@@ -108,24 +114,28 @@ class Door:
         self._is_live = is_live
         self._is_ready = is_ready
         self._bounds = bounds
-        self._bodies = Bodies(bounds.body_bytes, bounds.bodies_bytes, bounds.body_s)
-        self._under_way = 0
+        self._bodies = Bodies(bounds.body_bytes, Room(bounds.bodies_bytes, "too many requests are being read"), bounds.body_s)
+        self._places = Room(bounds.requests, "too many requests are under way")
+        self._vectors_room = Room(bounds.vectors_bytes, "too many answers are being computed and sent")
+        self._widest_bytes = max(model.native_dim for model in intake.models) * BYTES_A_COMPONENT
         self._started = int(time.time())
         self.pool = ThreadPoolExecutor(bounds.threads, thread_name_prefix="http")
 
+    def close(self) -> None:
+        """When nothing is answered any more."""
+        self.pool.shutdown(wait=False)
+
     async def embeddings(self, request: Request) -> Response:
-        if self._under_way >= self._bounds.requests:
-            raise Overloaded("too many requests are under way", hint="ask again later, or with more texts in fewer requests", retry_after_s=1.0)
-        self._under_way += 1
-        try:
+        """An answer, which keeps its place until it has been sent."""
+        with ExitStack() as held:
+            held.enter_context(self._places.held(1))
             async with self._bodies.body(request) as body:
                 asked = await self._in_pool(schema.read, body)
                 try:
-                    return await self._answered(request, asked)
+                    answer = await self._answered(request, asked, held)
                 except EmbedError as error:
                     return failures.response(error, is_of_nim=asked.is_of_nim)
-        finally:
-            self._under_way -= 1
+            return Held(answer, held.pop_all().close)
 
     async def models(self) -> Response:
         return JSONResponse({"object": "list", "data": [self._described(model) for model in self.intake.models]})
@@ -151,7 +161,9 @@ class Door:
             {"version": nv_embed.__version__, "modelInfo": models, "assetInfo": [], "licenseInfo": {}, "profileInfo": {}, "repository_override": ""}
         )
 
-    async def _answered(self, request: Request, asked: EmbeddingsRequest) -> Response:
+    async def _answered(self, request: Request, asked: EmbeddingsRequest, held: ExitStack) -> Response:
+        # Where there are more texts than a request may have, it is refused for that.
+        held.enter_context(self._vectors_room.held(min(len(asked.inputs), self.intake.limits.texts) * self._widest_bytes))
         deadline = time.monotonic() + self._bounds.answer_s
         begun = await self._in_pool(self._begin, asked, _caller(request), deadline)
         vectors = await self._vectors(request, begun)

@@ -13,10 +13,8 @@ from contextlib import asynccontextmanager
 
 from starlette.requests import Request
 
-from nv_embed.errors import Overloaded
 from nv_embed_sidecar.http.failures import TooLarge, TooSlow, Unprocessable
-
-PAUSE_S = 1.0
+from nv_embed_sidecar.http.room import Room
 
 
 class Bodies:
@@ -24,13 +22,13 @@ class Bodies:
 
     Args:
         most_bytes: of one.
-        room_bytes: of all together.
+        room: for all together.
         time_s: for one to come in.
     """
 
-    def __init__(self, most_bytes: int, room_bytes: int, time_s: float) -> None:
+    def __init__(self, most_bytes: int, room: Room, time_s: float) -> None:
         self._most = most_bytes
-        self._room = room_bytes
+        self._room = room
         self._time_s = time_s
 
     @asynccontextmanager
@@ -40,14 +38,8 @@ class Bodies:
         Raises:
             TooLarge, TooSlow, Overloaded: it is not taken.
         """
-        size = self._size(request)
-        if size > self._room:
-            raise Overloaded("too many requests are being read", hint="ask again later", retry_after_s=PAUSE_S)
-        self._room -= size
-        try:
+        with self._room.held(self._size(request)):
             yield await self._in_time(request)
-        finally:
-            self._room += size
 
     def _size(self, request: Request) -> int:
         """How much room a body is given: as much as it says that it has."""

@@ -12,6 +12,7 @@ import logging
 import socket
 import ssl
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -73,12 +74,22 @@ class Listener:
     Args:
         opened: a socket that listens.
         drain_s: how long requests under way may take to finish at the end.
+        on_end: called when none is under way any more.
     Attributes:
         address: where that is.
     """
 
-    def __init__(self, app: Any, opened: socket.socket, address: str, drain_s: float, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        app: Any,
+        opened: socket.socket,
+        address: str,
+        drain_s: float,
+        tls: ssl.SSLContext | None = None,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
         self.address = address
+        self._on_end = on_end
         self._drain_s = drain_s
         config = uvicorn.Config(
             app,
@@ -109,6 +120,7 @@ class Listener:
 
     def wait(self) -> None:
         self._thread.join(self._drain_s + CLOSE_S)
+        self._on_end()
 
 
 def bound(address: str) -> tuple[socket.socket, str]:
