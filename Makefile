@@ -56,7 +56,7 @@ proto-check: setup
 	    cmp -s $$file build/proto/$$file || { echo "$$file is not what $(proto).proto says: run make proto" >&2; exit 1; }; done
 
 bench: setup ## Benchmarks: each prints its ratio; DATA="FOLDER…" names texts in BEIR's layout
-	@for name in call insert flush gpu; do echo "== bench/$$name.py"; $(bin)/python bench/$$name.py || exit 1; done
+	@for name in call insert flush doors gpu; do echo "== bench/$$name.py"; $(bin)/python bench/$$name.py || exit 1; done
 	@for name in encoder latency quality; do echo "== bench/$$name.py"; $(bin)/python bench/$$name.py $(DATA) || exit 1; done
 
 soak: setup ## Ten minutes of mixed load on a sidecar, DATA="FOLDER…"; MINUTES=1 for fewer
