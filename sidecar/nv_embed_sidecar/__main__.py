@@ -66,6 +66,7 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(help="Its key, without a passphrase.")] = None,
     tls_client_ca: Annotated[Path | None, typer.Option(help="Who signs the certificates that clients must then show.")] = None,
     ready_file: Annotated[Path | None, typer.Option(help="Write pid, addresses and models here as JSON once serving.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="text, or json: an object a line on stderr.")] = None,
     hang_s: Annotated[float | None, typer.Option(help="Seconds that any batch may take before the device is taken to hang.")] = None,
     fake_delay_s: Annotated[float | None, typer.Option(help="Seconds that the fake model takes for a batch.")] = None,
     fake_fault: Annotated[
@@ -83,6 +84,7 @@ def serve(
     logs.set_up()
     try:
         settings = _settings(given)
+        logs.set_up(as_json=settings.log_format == "json")
         run(settings)
     except EmbedError as error:
         _fail(str(error), 1)

@@ -1,13 +1,15 @@
 """
-One line an event, on stderr.
+One line an event, on stderr: for people, or as JSON for programs.
 
 An exception becomes its type and the places it passed, in the same line. Its message is left out, because messages quote what they choke on, and
 that may be somebody's text.
 """
 
+import json
 import logging
 import sys
 import traceback
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
@@ -27,9 +29,24 @@ class OneLine(logging.Formatter):
         return line.replace("\n", " ")
 
 
-def set_up() -> None:
+class Json(logging.Formatter):
+    """`{"at":"2026-01-31T12:00:00+00:00","level":"WARNING","logger":"…","message":"…","error":"ValueError","places":"scheduler.py:120 _compute"}`"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            said |= {"error": record.exc_info[0].__name__, "places": _places(record.exc_info[2])}
+        return json.dumps(said, ensure_ascii=False)
+
+
+def set_up(*, as_json: bool = False) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(OneLine())
+    handler.setFormatter(Json() if as_json else OneLine())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("nv_embed_sidecar").setLevel(logging.INFO)
 

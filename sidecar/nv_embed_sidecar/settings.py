@@ -48,6 +48,7 @@ class Settings(BaseSettings):
         tls_cert, tls_key: PEM files of what TCP addresses are encrypted with.
         tls_client_ca: a PEM file of the authority that signs the certificates that clients must then show.
         ready_file: where to write pid, addresses and models once the sidecar serves.
+        log_format: `text`, or `json`, an object a line.
         hang_s: how long a batch may take before the device is taken to hang; at least, for more is allowed to batches that should take long.
         fake_delay_s: how long the fake engine takes for a batch.
         fake_fault: a file that, while it exists, names the fault that the fake engine rehearses.
@@ -80,6 +81,7 @@ class Settings(BaseSettings):
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
     ready_file: Path | None = None
+    log_format: Literal["text", "json"] = "text"
     hang_s: float = Field(60.0, gt=0)
     fake_delay_s: float = Field(0.0, ge=0)
     fake_fault: Path | None = None
