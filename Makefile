@@ -5,7 +5,7 @@ bin   := .venv/bin
 proto := nv_embed/proto/nv_embed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-system demo up down test chaos reembedding check proto proto-check bench soak lock clean
+.PHONY: help setup setup-system demo up down test chaos reembedding check proto proto-check bench soak lock images-check clean
 
 help: ## Say what can be done
 	@echo 'make TARGET, with TARGET one of:'
@@ -43,7 +43,7 @@ check: setup proto-check ## Style, types, layers, scripts: what is checked witho
 	$(bin)/ruff format --check
 	$(bin)/mypy
 	$(bin)/lint-imports
-	@if command -v shellcheck >/dev/null; then shellcheck -x setup/setup.sh setup/lock.sh; else echo 'shellcheck is not installed: scripts not checked'; fi
+	@if command -v shellcheck >/dev/null; then shellcheck -x setup/setup.sh setup/lock.sh docker/images-check docker/build-postgres docker/build-sidecar docker/postgres-entrypoint; else echo 'shellcheck is not installed: scripts not checked'; fi
 
 generate = $(bin)/python -m grpc_tools.protoc -I. --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(proto).proto
 
@@ -64,6 +64,9 @@ soak: setup ## Ten minutes of mixed load on a sidecar, DATA="FOLDER…"; MINUTES
 
 lock: ## Pin the newest versions that pyproject.toml allows in constraints.txt
 	@setup/lock.sh
+
+images-check: ## Build the container images with buildah, run them and search; as root; KEEP=1 keeps them
+	@docker/images-check
 
 clean: down ## Remove what was built here; `make setup` brings it back
 	@home=$$(/usr/bin/python3 -m nv_embed.home) && cd "$$home" 2>/dev/null && rm -rf pgroot data run log build state.json lock && \
