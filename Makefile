@@ -5,7 +5,7 @@ bin   := .venv/bin
 proto := nv_embed/proto/nv_embed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-system demo up down test chaos reembedding check proto proto-check bench soak lock images-check clean
+.PHONY: help setup setup-system demo up down test test-slow chaos reembedding check proto proto-check bench soak lock images-check clean
 
 help: ## Say what can be done
 	@echo 'make TARGET, with TARGET one of:'
@@ -29,8 +29,11 @@ up: setup ## Start a private Postgres and a sidecar; `.venv/bin/nv-embed dsn` pr
 down: ## Stop them
 	@if [ -x $(bin)/nv-embed ]; then $(bin)/nv-embed down; else echo 'nothing was set up here, so nothing runs'; fi
 
-test: setup ## All tests, on a real Postgres and a real sidecar
-	@$(bin)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder $(ARGS)
+test: setup ## Tests, on a real Postgres and a real sidecar: all but the slow ones
+	@$(bin)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder -m 'not slow' $(ARGS)
+
+test-slow: setup ## The slow ones: every page of the docs, chaos, re-embeddings under traffic and through crashes
+	@$(bin)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder -m slow $(ARGS)
 
 chaos: setup ## Ten minutes of changes while workers, sidecar and PostgreSQL are killed; MINUTES=1 for fewer, LIBRARY=1
 	@PYTHONPATH=tests $(bin)/python tests/chaos.py --minutes $(or $(MINUTES),10) $(if $(LIBRARY),--library)

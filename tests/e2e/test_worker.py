@@ -119,6 +119,7 @@ def test_once_gives_up_on_a_sidecar_that_is_away(docs: Connection, url: str) -> 
     assert one(docs, "SELECT count(*) FROM nv_embed.job WHERE leased_until > clock_timestamp()") == 0
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_stale_or_mixed_up_whatever_is_killed() -> None:
     report = chaos.run(CHAOS_MINUTES, seed=20261126)
     assert sum(report.changes.values()) > 1000
