@@ -43,7 +43,7 @@ class Guarded:
 
 @pytest.fixture(scope="module")
 def guarded(folder: Path) -> Iterator[Guarded]:
-    folder = folder / "guarded"
+    folder = folder / "guarded-sql"
     folder.mkdir()
     authority = Authority(folder / "authority")
     server, client = authority.issue("server"), authority.issue("client")
