@@ -29,12 +29,13 @@ EXAMPLES = settings(max_examples=200, deadline=None, suppress_health_check=list(
 
 @pytest.fixture(scope="module")
 def sidecar(folder: Path) -> Iterator[Sidecar]:
-    with running_sidecar(folder, "--model", "fake", "--http", "127.0.0.1:0", name="fuzz.sock") as running:
+    own = folder / "fuzz"
+    own.mkdir()
+    with running_sidecar(own, "--model", "fake", "--http", "127.0.0.1:0") as running:
         yield running
         assert running.process is not None
         assert running.process.poll() is None, "it is there still"
-        log = (folder / "sidecar.log").read_text()
-        assert "failed unexpectedly" not in log
+        assert "failed unexpectedly" not in (own / "sidecar.log").read_text()
 
 
 def code(call: Callable[[], object]) -> str:
