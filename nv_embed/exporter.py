@@ -115,7 +115,7 @@ class _Database(Collector):
                 found = [*self._asked(STATUS, STATUS_GAUGES, ["relation", "target"])]
                 found += self._asked(REEMBEDDING, REEMBEDDING_GAUGES, ["relation", "target", "state"])
         except psycopg.Error:
-            self._connection = None
+            self._forget()
             up.add_metric([], 0)
             return [up]
         up.add_metric([], 1)
@@ -124,6 +124,13 @@ class _Database(Collector):
     def describe(self) -> Iterable[Metric]:
         """Nothing is asked of the database for that."""
         return []
+
+    def _forget(self) -> None:
+        """Connect anew next time."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
 
     def _asked(self, query: str, gauges: Sequence[tuple[str, str]], labels: Sequence[str]) -> list[Metric]:
         if self._connection is None:

@@ -260,22 +260,21 @@ class Lane:
         if now >= self._due_at:
             self._due_at = 0.0
         if now < self._gathers_until:
-            jobs = self._claim([id for id, generation in generations.items() if generation.is_live])
-            self._counts.claim(jobs, generations)
-            return jobs
-        jobs = self._claim(list(generations))
-        self._counts.claim(jobs, generations)
+            return self._claim({id: generation for id, generation in generations.items() if generation.is_live})
+        jobs = self._claim(generations)
         has_others = any(not generations[job.generation].is_live for job in jobs)
         self._gathers_until = now + REST_S if has_others and len(jobs) < self._most else 0.0
         return jobs
 
-    def _claim(self, generations: list[int]) -> list[Job]:
+    def _claim(self, generations: Mapping[int, Generation]) -> list[Job]:
         """Jobs of each generation in turn, so that none of them is always the one that gets what the others leave."""
         assert self._queue is not None
         if not generations:
             return []
-        self._turn = (self._turn + 1) % len(generations)
-        self.held = self._queue.claim(generations[self._turn :] + generations[: self._turn], self._most, self._lease_s)
+        ids = list(generations)
+        self._turn = (self._turn + 1) % len(ids)
+        self.held = self._queue.claim(ids[self._turn :] + ids[: self._turn], self._most, self._lease_s)
+        self._counts.claim(self.held, generations)
         return sorted(self.held, key=lambda job: job.generation)
 
     def _backfill(self, generations: Sequence[Generation]) -> bool:

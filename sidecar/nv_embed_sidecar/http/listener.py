@@ -8,7 +8,6 @@ In:  an ASGI application and an address      Out: answers, until it is told to s
 """
 
 import asyncio
-import logging
 import socket
 import ssl
 import threading
@@ -18,8 +17,6 @@ from typing import Any, ClassVar
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
-
-log = logging.getLogger(__name__)
 
 HEADERS_S = 10.0
 KEEP_ALIVE_S = 75.0
