@@ -17,8 +17,8 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from nv_embed.counts import Counts
 from nv_embed.errors import InvalidInput
-from nv_embed.lanes import Counts
 
 Connection = psycopg.Connection[Any]
 

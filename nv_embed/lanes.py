@@ -17,7 +17,7 @@ import time
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, groupby
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ import psycopg
 from numpy.typing import NDArray
 
 from nv_embed.client import Client
+from nv_embed.counts import Counts
 from nv_embed.errors import DeadlineExceeded, EmbedError, EngineFailure, InvalidInput, Unauthenticated, Unavailable
 from nv_embed.jobs import Generation, Job, Queue, Text
 from nv_embed.limits import MAX_TEXT_BYTES
@@ -48,8 +49,8 @@ FEWEST_ROWS, FIRST_ROWS = 2, 16
 """That are written at once."""
 
 REST_S = 0.25
-"""How long jobs of generations that nobody reads are left to gather: each batch costs the database something, which those who use it meanwhile would
-notice. Where there is more to do than a batch, they are not left."""
+"""How long jobs of generations that nobody reads are left to gather, and backfills of so many rows a second: each batch costs the database something,
+which those who use it meanwhile would notice. Where there is more to do than a batch, jobs are not left."""
 
 HELD_S = 1.0
 """After how long `settle_or_release` has a row's job tried again that somebody held."""
@@ -93,55 +94,35 @@ class Refused(Exception):
         self.generation = generation
 
 
-@dataclass
-class Count:
-    """What was done of one generation's rows."""
-
-    relation: str = ""
-    claimed: int = 0
-    embedded: int = 0
-    failed: int = 0
-
-
-class Counts:
-    """What the lanes of a worker have done together."""
+class Pace:
+    """How often the lanes of a worker, all together, go on with backfills of so many rows a second: each look costs those something whom the limit is
+    to spare."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: dict[int, Count] = defaultdict(Count)
+        self._next_at = 0.0
 
-    def claim(self, jobs: Sequence[Job], generations: Mapping[int, Generation]) -> None:
+    def take(self, now: float) -> bool:
+        """Whether it is time, for one lane."""
         with self._lock:
-            for job in jobs:
-                count = self._counts[job.generation]
-                count.relation = generations[job.generation].relation
-                count.claimed += 1
-
-    def add(self, generation: int, *, embedded: int = 0, failed: int = 0) -> None:
-        with self._lock:
-            self._counts[generation].embedded += embedded
-            self._counts[generation].failed += failed
-
-    def by_generation(self) -> dict[int, Count]:
-        with self._lock:
-            return {id: replace(count) for id, count in self._counts.items()}
-
-    @property
-    def embedded(self) -> int:
-        return sum(count.embedded for count in self.by_generation().values())
-
-    @property
-    def failed(self) -> int:
-        return sum(count.failed for count in self.by_generation().values())
+            is_due = now >= self._next_at
+            if is_due:
+                self._next_at = now + REST_S
+            return is_due
 
 
 class Lane:
     """One thread's work.
 
+    Attributes:
+        leaves_some: whether the last step found more than it took, so that another lane has something to do too.
+        held: jobs that are leased just now.
+
     Args:
         connect: opens a connection in autocommit mode.
         pause: waits for so many seconds, or less when the worker is to end.
         counts: what is done is added here.
+        pace: of the lanes of this worker, at backfills of so many rows a second.
         patience_s: how long to try while the sidecar or the database is away; None is for ever.
     """
 
@@ -152,10 +133,13 @@ class Lane:
         lease_s: float,
         pause: Callable[[float], None],
         counts: Counts,
+        pace: Pace,
         patience_s: float | None = None,
     ) -> None:
+        self.client = client
+        self.leaves_some = False
         self._connect = connect
-        self._client = client
+        self._pace = pace
         self._lease_s = lease_s
         self._pause = pause
         self._counts = counts
@@ -171,6 +155,8 @@ class Lane:
         # Jobs of a connection that broke, which are given back over the next one.
         self._left: list[Job] = []
         self._gathers_until = 0.0
+        # When the next step of a backfill is due that goes by so many rows a second.
+        self._paced_until = 0.0
         # When rows that somebody held are due again.
         self._due_at = 0.0
         self._settled_at = time.monotonic()
@@ -178,8 +164,9 @@ class Lane:
 
     @property
     def rest_s(self) -> float | None:
-        """How long until there is something to do that is known of: jobs left to gather, or rows that somebody holds. None where there is none."""
-        known = [at for at in (self._gathers_until, self._due_at) if at]
+        """How long until there is something to do that is known of: jobs left to gather, a step of a backfill, rows that somebody holds. None where
+        there is none."""
+        known = [at for at in (self._gathers_until, self._paced_until, self._due_at) if at]
         return max(min(known) - time.monotonic(), 0.0) if known else None
 
     def close(self) -> None:
@@ -221,6 +208,7 @@ class Lane:
         writable = self._writable(self._queue.work())
         generations = {generation.id: generation for generation in self._served_of(writable)}
         jobs = self._look(generations)
+        self.leaves_some = len(jobs) == self._most
         if not jobs:
             # Queueing and cutting ask no model, so it need not be served.
             return self._backfill([generation for generation in writable if generation.is_backfilling])
@@ -243,7 +231,7 @@ class Lane:
         """Those whose model the sidecar has."""
         now = time.monotonic()
         if generations and now > self._served[0]:
-            self._served = (now + SERVED_S, {(model.name, model.revision) for model in self._client.list_models()})
+            self._served = (now + SERVED_S, {(model.name, model.revision) for model in self.client.list_models()})
             for generation in generations:
                 if (generation.model, generation.revision) not in self._served[1]:
                     log.warning(
@@ -278,15 +266,23 @@ class Lane:
         return sorted(self.held, key=lambda job: job.generation)
 
     def _backfill(self, generations: Sequence[Generation]) -> bool:
-        assert self._queue is not None
         try:
-            found = any(self._backfill_step(generation) for generation in generations)
-            if found and any(generation.is_limited for generation in generations):
-                self._pause(SHORTEST_PAUSE_S)
-            return found
+            self.leaves_some = any(self._backfill_step(generation) for generation in generations if not generation.is_limited)
+            if not self.leaves_some:
+                self._backfill_slowly([generation for generation in generations if generation.is_limited])
+            return self.leaves_some
         except GIVES_WAY:
             self._pause(SHORTEST_PAUSE_S)
             return True
+
+    def _backfill_slowly(self, generations: Sequence[Generation]) -> None:
+        """What is queued gathers meanwhile. The lane that takes a step takes the next, unless another one comes by before."""
+        now = time.monotonic()
+        if now < self._paced_until and generations:
+            return
+        self._paced_until = 0.0
+        if generations and self._pace.take(now) and [generation for generation in generations if self._backfill_step(generation)]:
+            self._paced_until = now + REST_S
 
     def _backfill_step(self, generation: Generation) -> bool:
         assert self._queue is not None
@@ -319,7 +315,7 @@ class Lane:
         for text in texts:
             assert text.text is not None
             try:
-                pieces = self._client.chunk(text.text, chunk_tokens, overlap=generation.chunk_overlap, model=generation.model)
+                pieces = self.client.chunk(text.text, chunk_tokens, overlap=generation.chunk_overlap, model=generation.model)
             except InvalidInput as error:
                 self._give_up(text, error)
             else:
@@ -343,7 +339,7 @@ class Lane:
         pages: list[Vectors] = [numpy.empty((0, kind.dim), numpy.float32)]
         passages = [passage for text in texts for passage in text.passages]
         try:
-            for page in self._client.embed_pages(passages, dim=kind.dim, model=kind.model, revision=kind.revision, truncate=kind.truncate):
+            for page in self.client.embed_pages(passages, dim=kind.dim, model=kind.model, revision=kind.revision, truncate=kind.truncate):
                 pages.append(numpy.frombuffer(page.vectors, "<f4").reshape(page.count, page.dim))
         except EmbedError as error:
             return numpy.concatenate(pages), error
@@ -360,7 +356,7 @@ class Lane:
             raise error
         if not isinstance(error, InvalidInput | EngineFailure | DeadlineExceeded):
             raise error
-        if isinstance(error, EngineFailure) and self._client.health() != "SERVING":
+        if isinstance(error, EngineFailure) and self.client.health() != "SERVING":
             raise Unavailable(error.message, hint=error.hint)
         if error.position is not None and 0 <= error.position - before < len(texts):
             place = error.position - before

@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +20,11 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from nv_embed.client import Client
+from nv_embed.counts import Counts
 from nv_embed.credentials import Credentials
 from nv_embed.errors import EmbedError, InvalidInput
 from nv_embed.jobs import Queue
-from nv_embed.lanes import Counts, Lane, first_line
+from nv_embed.lanes import Lane, Pace, first_line
 
 log = logging.getLogger(__name__)
 
@@ -74,14 +76,18 @@ class Worker:
         self.counts = Counts()
         self._changed = threading.Condition()
         self._calls = 0
-        # What idle lanes looked after, by the number of calls.
-        self._answered: dict[Lane, int] = {}
+        # How many of the calls the lanes of each sidecar have answered: one lane for all of them.
+        self._answered: dict[Client, int] = defaultdict(int)
+        self._idle: set[Lane] = set()
         self._stopping = False
         self._died: BaseException | None = None
         clients = [Client(endpoint, timeout_s=settings.timeout_s, **settings.credentials) for endpoint in settings.endpoints]
         patience_s = settings.timeout_s if settings.once else None
+        pace = Pace()
         self._lanes = [
-            Lane(self._connect, client, settings.lease_s, self._pause, self.counts, patience_s) for client in clients for _ in range(settings.lanes)
+            Lane(self._connect, client, settings.lease_s, self._pause, self.counts, pace, patience_s)
+            for client in clients
+            for _ in range(settings.lanes)
         ]
         self._threads = [
             threading.Thread(target=self._run_lane, args=[lane], name=f"lane-{place}", daemon=True) for place, lane in enumerate(self._lanes)
@@ -117,18 +123,18 @@ class Worker:
         return self._stopping
 
     def call(self) -> None:
-        """Have the lanes look for jobs."""
+        """Have one lane of each sidecar look for jobs. Each look costs the database something, and one that finds a full batch calls another."""
         with self._changed:
             self._calls += 1
             self._changed.notify_all()
 
     def is_idle(self) -> bool:
-        return len(self._answered) == len(self._lanes)
+        return len(self._idle) == len(self._lanes)
 
     def _is_done(self) -> bool:
-        """Whether all lanes have looked since the last call, and none knows of anything that is still to come."""
+        """Whether all calls are answered, and no lane knows of anything that is still to come."""
         with self._changed:
-            has_looked = self.is_idle() and all(calls == self._calls for calls in self._answered.values())
+            has_looked = self.is_idle() and all(self._answered[lane.client] == self._calls for lane in self._lanes)
         return has_looked and all(lane.rest_s is None for lane in self._lanes)
 
     def leased(self) -> list[Lane]:
@@ -140,11 +146,10 @@ class Worker:
     def _run_lane(self, lane: Lane) -> None:
         try:
             while not self._stopping:
-                calls = self._calls
                 if not lane.step():
-                    self._await_call(lane, calls)
-                elif self._answered:
-                    self.call()  # where there was something, there may be more
+                    self._await_call(lane)
+                elif lane.leaves_some and self._idle:
+                    self.call()
         except (EmbedError, psycopg.Error) as error:
             self._died = error
             self.stop()
@@ -155,12 +160,15 @@ class Worker:
         finally:
             lane.close()
 
-    def _await_call(self, lane: Lane, calls: int) -> None:
-        """Until there was a call that this lane has not answered, or for the polling interval, or as long as it rests."""
+    def _await_call(self, lane: Lane) -> None:
+        """Until there is a call that no lane of this sidecar has answered, or for the polling interval, or as long as it rests."""
         with self._changed:
-            self._answered[lane] = calls
-            self._changed.wait_for(lambda: self._stopping or self._calls != calls, self._settings.poll_s if lane.rest_s is None else lane.rest_s)
-            del self._answered[lane]
+            self._idle.add(lane)
+            self._changed.wait_for(
+                lambda: self._stopping or self._answered[lane.client] != self._calls, self._settings.poll_s if lane.rest_s is None else lane.rest_s
+            )
+            self._idle.remove(lane)
+            self._answered[lane.client] = self._calls
 
     def _pause(self, seconds: float) -> None:
         with self._changed:

@@ -404,7 +404,7 @@ BEGIN
     END IF;
     -- What was not used up within a second is forfeit: after a pause nobody gets a flood.
     allowed := least(floor(r.rows_per_s * least(extract(epoch FROM moment - r.allowed_at), 1)), most);
-    IF allowed >= least(most, ceil(r.rows_per_s / 10)) THEN
+    IF allowed >= least(most, ceil(r.rows_per_s / 5)) THEN
         UPDATE nv_embed.reembedding AS s SET allowed_at = greatest(r.allowed_at, moment - interval '1 second') + make_interval(secs => allowed / r.rows_per_s)
         WHERE s.id = r.id;
         RETURN allowed;

@@ -114,6 +114,35 @@ def test_an_idle_worker_hears_of_a_job_at_once(docs: Connection, site: Site) -> 
     assert one(docs, "SELECT count(*) FROM nv_embed.worker") == 0
 
 
+def looks(db: Connection, function: str) -> int:
+    """How often workers called a function; a worker tells of the last ones when it ends."""
+    return one(db, "SELECT coalesce(sum(calls), 0)::int FROM pg_stat_user_functions WHERE schemaname = 'nv_embed' AND funcname = %s", [function])
+
+
+def test_a_job_is_looked_for_by_one_lane_and_not_by_all(docs: Connection, site: Site, cluster: Cluster, own_database: str) -> None:
+    with cluster.connect(own_database) as superuser:
+        superuser.execute(f"ALTER DATABASE {own_database} SET track_functions = 'pl'")
+    with site.worker(poll_s=60.0, lanes=8):
+        for n in range(20):
+            docs.execute("INSERT INTO docs VALUES (%s, 'a', 'b')", [n])
+            assert one(docs, "SELECT nv_embed.wait('docs', timeout => '30 s')")
+    assert 20 < looks(docs, "claim") < 5 * 20
+
+
+def test_a_backfill_that_is_held_back_is_looked_at_by_one_lane(docs: Connection, site: Site, cluster: Cluster, own_database: str) -> None:
+    with cluster.connect(own_database) as superuser:
+        superuser.execute(f"ALTER DATABASE {own_database} SET track_functions = 'pl'")
+    docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 60) AS n")
+    site.drain()
+    docs.execute("SELECT nv_embed.reembed('docs', dim => 512, rows_per_s => 20)")
+    begun = time.monotonic()
+    with site.worker(poll_s=60.0, lanes=8):
+        assert eventually(lambda: one(docs, "SELECT count(*) FROM nv_embed.backfill") == 0)
+    took_s = time.monotonic() - begun
+    assert took_s > 1.5  # what a second allows may be taken at once
+    assert looks(docs, "backfill_step") < 8 + 5 * took_s
+
+
 def test_vectors_of_both_storages_come_out_as_the_sidecar_gives_them(site: Site, client: Client) -> None:
     db = site.connect()
     for storage, furthest in [("halfvec", 1e-3), ("vector", 1e-7)]:

@@ -15,8 +15,8 @@ from nv_embed_sidecar.metrics import Metrics
 from nv_embed_sidecar.models import Models
 from services import model
 
+from nv_embed.counts import Counts
 from nv_embed.exporter import REEMBEDDING_GAUGES, STATUS_GAUGES, _Database, _Done
-from nv_embed.lanes import Counts
 
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
 DASHBOARDS = sorted((DOCKER / "grafana" / "dashboards").glob("*.json"))
