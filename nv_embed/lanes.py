@@ -209,9 +209,14 @@ class Lane:
         generations = {generation.id: generation for generation in self._served_of(writable)}
         jobs = self._look(generations)
         self.leaves_some = len(jobs) == self._most
-        if not jobs:
-            # Queueing and cutting ask no model, so it need not be served.
-            return self._backfill([generation for generation in writable if generation.is_backfilling])
+        if jobs:
+            self._embed_jobs(jobs, generations)
+        if self.leaves_some:
+            return True
+        # Queueing and cutting ask no model, so it need not be served.
+        return self._backfill([generation for generation in writable if generation.is_backfilling]) or bool(jobs)
+
+    def _embed_jobs(self, jobs: Sequence[Job], generations: dict[int, Generation]) -> None:
         begun = time.monotonic()
         by_kind: dict[Kind, list[Text]] = defaultdict(list)
         for id, group in groupby(jobs, key=lambda job: job.generation):
@@ -220,7 +225,6 @@ class Lane:
         for kind, texts in by_kind.items():
             self._embed(kind, texts, generations)
         self._adapt(len(jobs), time.monotonic() - begun)
-        return True
 
     def _writable(self, generations: Sequence[Generation]) -> list[Generation]:
         """Those whose tables can be written, as far as is known."""

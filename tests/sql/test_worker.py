@@ -143,6 +143,28 @@ def test_a_backfill_that_is_held_back_is_looked_at_by_one_lane(docs: Connection,
     assert looks(docs, "backfill_step") < 8 + 5 * took_s
 
 
+def test_a_table_that_is_written_to_all_the_time_is_embedded_anew_all_the_same(docs: Connection, site: Site) -> None:
+    docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 300) AS n")
+    site.drain()
+    over = threading.Event()
+
+    def write(writer: Connection) -> None:
+        for n in count(1000):
+            if over.is_set():
+                break
+            writer.execute("INSERT INTO docs VALUES (%s, 'new', 'body')", [n])
+
+    writer = threading.Thread(target=write, args=[site.connect()])
+    with site.worker(lanes=1):
+        writer.start()
+        docs.execute("SELECT nv_embed.reembed('docs', dim => 512)")
+        try:
+            assert eventually(lambda: one(docs, "SELECT count(*) FROM nv_embed.backfill") == 0)
+        finally:
+            over.set()
+            writer.join(60)
+
+
 def test_vectors_of_both_storages_come_out_as_the_sidecar_gives_them(site: Site, client: Client) -> None:
     db = site.connect()
     for storage, furthest in [("halfvec", 1e-3), ("vector", 1e-7)]:
