@@ -39,6 +39,9 @@ class SteppedEngine:
     def cost(self, tokens: int) -> float:
         return tokens
 
+    def rows(self, lengths: Sequence[int]) -> int:
+        return sum(lengths)
+
     def encode(self, batch: Sequence[Sequence[int]]) -> Vectors:
         self._begun.put([list(ids) for ids in batch])
         verdict = self._verdicts.get()

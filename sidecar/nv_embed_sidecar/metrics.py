@@ -7,7 +7,7 @@ caller can make up.
 In:  events, a scheduler's queues      Out: Prometheus's text
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from time import perf_counter
@@ -53,6 +53,8 @@ class Metrics:
         self._tokens = counter("nv_embed_tokens", "Their tokens, prompts and special ones included.", ["model", "input_type"])
         self._batch_seconds = histogram("nv_embed_batch_seconds", "What batches took the engine.", ["model", "priority"], buckets=SECONDS)
         self._batch_texts = counter("nv_embed_batch_texts", "Texts in batches that were computed.", ["model", "priority"])
+        self._batch_tokens = counter("nv_embed_batch_tokens", "Their tokens.", ["model", "priority"])
+        self._batch_rows = counter("nv_embed_batch_rows", "Tokens that the engine computed for them, padding included.", ["model", "priority"])
         self._fill = histogram("nv_embed_batch_fill", "Cost of a batch, as a share of what one may have.", ["model", "priority"], buckets=SHARES)
         self._missed = counter("nv_embed_deadlines_missed", "Requests whose deadline passed while they waited.")
         self._tell_models(models)
@@ -76,11 +78,13 @@ class Metrics:
         self._texts.labels(model, input_type).inc(len(counts))
         self._tokens.labels(model, input_type).inc(sum(counts))
 
-    def ran(self, engine: Engine, *, interactive: bool, texts: int, fill: float, seconds: float) -> None:
+    def ran(self, engine: Engine, *, interactive: bool, lengths: Sequence[int], fill: float, seconds: float) -> None:
         """A batch has been dealt with."""
         labels = (self._names.get(engine, ""), PRIORITIES[interactive])
         self._batch_seconds.labels(*labels).observe(seconds)
-        self._batch_texts.labels(*labels).inc(texts)
+        self._batch_texts.labels(*labels).inc(len(lengths))
+        self._batch_tokens.labels(*labels).inc(sum(lengths))
+        self._batch_rows.labels(*labels).inc(engine.rows(lengths))
         self._fill.labels(*labels).observe(fill)
 
     def missed(self, requests: int) -> None:

@@ -145,6 +145,9 @@ class Batch:
     def ids(self) -> list[Sequence[int]]:
         return [request.ids[position] for request, positions in self.parts for position in positions]
 
+    def lengths(self) -> list[int]:
+        return [len(ids) for ids in self.ids()]
+
     def halves(self) -> "tuple[Batch, Batch]":
         """Two batches of half as many requests."""
         middle = len(self.parts) // 2

@@ -60,7 +60,7 @@ class Patience:
 class Observer(Protocol):
     """What hears of the work."""
 
-    def ran(self, engine: Engine, *, interactive: bool, texts: int, fill: float, seconds: float) -> None: ...
+    def ran(self, engine: Engine, *, interactive: bool, lengths: Sequence[int], fill: float, seconds: float) -> None: ...
 
     def missed(self, requests: int) -> None: ...
 
@@ -298,7 +298,7 @@ class Scheduler:
             self._changed.notify_all()
         if self._observer is not None:
             fill = batch.cost / batch.lane.budget
-            self._observer.ran(batch.lane.engine, interactive=interactive, texts=batch.texts, fill=fill, seconds=seconds)
+            self._observer.ran(batch.lane.engine, interactive=interactive, lengths=batch.lengths(), fill=fill, seconds=seconds)
 
     def _deliver(self, batch: Batch, vectors: Vectors) -> None:
         """Give each request its rows; one whose rows are not numbers fails, and makes the engine suspicious."""

@@ -53,6 +53,9 @@ class TwoHandedEngine:
     def cost(self, tokens: int) -> float:
         return tokens
 
+    def rows(self, lengths: Sequence[int]) -> int:
+        return sum(lengths)
+
     def encode(self, batch: Sequence[Sequence[int]]) -> Vectors:
         computing = Computing([list(ids) for ids in batch], threading.current_thread().name)
         self._given.append(computing)

@@ -60,11 +60,11 @@ def skip_where_refused(kind: Callable[..., Linear], dtype: torch.dtype) -> None:
         pytest.skip(refused)
 
 
-@given(st.lists(st.integers(1, 9) | st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 20), st.sampled_from([1, 256]))
-def test_packed_rows_are_the_tokens_of_the_texts_and_nothing_else(lengths: list[int], multiple: int, least: int) -> None:
+@given(st.lists(st.integers(1, 9) | st.integers(1, 300), min_size=1, max_size=40), st.integers(0, 256))
+def test_packed_rows_are_the_tokens_of_the_texts_and_nothing_else(lengths: list[int], unused: int) -> None:
     batch = [[100 * text + place for place in range(length)] for text, length in enumerate(sorted(lengths))]
-    packed = pack(batch, CPU, multiple=multiple, least=least)
-    assert packed.rows == max(-(-sum(lengths) // multiple) * multiple, least)
+    packed = pack(batch, CPU, sum(lengths) + unused)
+    assert packed.rows == packed.tokens + unused == sum(lengths) + unused
     assert packed.ids[: packed.tokens].tolist() == [token for ids in batch for token in ids]
     assert packed.positions[: packed.tokens].tolist() == [place for ids in batch for place in range(len(ids))]
     assert [packed.ids[start:end].tolist() for start, end in zip(packed.bounds, packed.bounds[1:], strict=False)] == batch
@@ -157,7 +157,7 @@ def test_attention_is_that_of_each_text_alone(heads: Heads, dtype: torch.dtype, 
     if not compiled:
         monkeypatch.setattr(kernels, "level", lambda: kernels.NONE)
     lengths = sorted([1, 1, 2, 7, 7, 7, 40, 40, 512, 513])
-    packed = pack([[0] * length for length in lengths], CPU, multiple=16)
+    packed = pack([[0] * length for length in lengths], CPU, -(-sum(lengths) // 16) * 16)
     query, key, value = (random(packed.rows, n, heads.width, seed=seed).to(dtype) for seed, n in enumerate((heads.query, heads.kv, heads.kv)))
     attended = attend(query, key, value, packed, heads).view(packed.rows, heads.query, heads.width)
     for start, end in zip(packed.bounds.tolist(), packed.bounds.tolist()[1:], strict=False):
@@ -275,6 +275,28 @@ def test_texts_of_one_length_and_mixed_ones_are_dealt_out_to_all_threads() -> No
         engine.encode([[1] * length for length in lengths])
         assert sum(model.rows) == sum(lengths)
         assert max(model.rows) <= sum(lengths) / 2
+
+
+class Counted(Doubling):
+    """A model that counts all rows that it is given, those of no text included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.computed = 0
+
+    def __call__(self, packed: Packed) -> Tensor:
+        self.computed += packed.rows
+        return super().__call__(packed)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("lengths", [[1], [16, 16], [7, 30, 2], [3] * 400])
+def test_an_engine_knows_how_many_rows_it_computes_for_a_batch(lengths: list[int], threads: int) -> None:
+    model = Counted()
+    engine = doubling_engine(model, threads)
+    model.computed = 0
+    engine.encode([[1] * length for length in lengths])
+    assert engine.rows(lengths) == model.computed
 
 
 class Cramped(Doubling):

@@ -98,6 +98,7 @@ def test_the_queue_and_the_batches_are_seen_by_priority() -> None:
     assert said["nv_embed_batch_texts_total[fake][interactive]"] == 1
     assert said["nv_embed_batch_seconds_count[fake][interactive]"] == 1
     assert said["nv_embed_batch_fill_sum[fake][bulk]"] == pytest.approx(13 / 1024)
+    assert said["nv_embed_batch_tokens_total[fake][bulk]"] == said["nv_embed_batch_rows_total[fake][bulk]"] == 13
     assert said["nv_embed_queue_texts[bulk]"] == said["nv_embed_queue_oldest_seconds[bulk]"] == 0
     assert said["nv_embed_engine_tokens_per_second[fake]"] > 0
 

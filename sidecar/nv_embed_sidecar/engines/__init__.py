@@ -57,6 +57,10 @@ class Engine(Protocol):
         """The work that a text of so many tokens is, in tokens of a short one: attention's grows with the square."""
         ...
 
+    def rows(self, lengths: Sequence[int]) -> int:
+        """How many tokens the device computes for texts of so many, those included that only fill it up."""
+        ...
+
     def encode(self, batch: Sequence[Sequence[int]]) -> Vectors:
         """Pooled vectors of some sequences of token ids, none of them empty.
 

@@ -49,6 +49,9 @@ class FakeEngine:
     def cost(self, tokens: int) -> float:
         return tokens
 
+    def rows(self, lengths: Sequence[int]) -> int:
+        return sum(lengths)
+
     def encode(self, batch: Sequence[Sequence[int]]) -> Vectors:
         if self._delay_s:
             time.sleep(self._delay_s)

@@ -71,16 +71,15 @@ class Packed:
         return sum(run.texts * run.length for run in self.runs)
 
 
-def pack(batch: Sequence[Sequence[int]], device: torch.device, *, multiple: int = 1, least: int = 1) -> Packed:
+def pack(batch: Sequence[Sequence[int]], device: torch.device, rows: int | None = None) -> Packed:
     """Pack texts whose lengths are in order.
 
     Args:
         batch: token ids; texts of equal length must be neighbours.
-        multiple: rows are filled up to a multiple of it.
-        least: and to so many.
+        rows: are filled up to so many; None for as many as there are tokens.
     """
     lengths = [len(ids) for ids in batch]
-    rows = max(-(-sum(lengths) // multiple) * multiple, least)
+    rows = sum(lengths) if rows is None else rows
     tiles = sum(-(-length // TILE) for length in lengths)
     return _unfolded(padded(batch, rows, len(batch), tiles).to(device), rows, len(batch), tuple(_runs(lengths)), max(lengths))
 

@@ -61,11 +61,14 @@ class TorchDevice:
         """Whether all that a model does depends on what a batch holds by what lies on the device, so that it can be recorded and played."""
         return self.device.type == "cuda" and self.dtype == torch.bfloat16
 
-    def pack(self, batch: Sequence[Sequence[int]]) -> Packed:
-        """A batch with as many rows as this device's products want."""
+    def rows(self, tokens: int) -> int:
+        """As many as this device's products want for so many tokens."""
         if self.device.type == "cuda":
-            return pack(batch, self.device, least=LEAST_ROWS_ON_CUDA)
-        return pack(batch, self.device, multiple=1 if self.compiled else ROWS_ON_CPU)
+            return max(tokens, LEAST_ROWS_ON_CUDA)
+        return tokens if self.compiled else -(-tokens // ROWS_ON_CPU) * ROWS_ON_CPU
+
+    def pack(self, batch: Sequence[Sequence[int]]) -> Packed:
+        return pack(batch, self.device, self.rows(sum(map(len, batch))))
 
     def tensor(self, stored: Tensor) -> Tensor:
         """A tensor of a checkpoint, copied here: one mapped from a file is not aligned, which is slower and changes the last digits."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from nv_embed_sidecar.engines import Capacity, OutOfMemory, Vectors, kernels
-from nv_embed_sidecar.engines.graphs import recorded
+from nv_embed_sidecar.engines.graphs import Recording, recorded
 from nv_embed_sidecar.engines.linear import ROWS
 from nv_embed_sidecar.engines.packing import Packed, pieces
 from nv_embed_sidecar.engines.torch_device import TorchDevice
@@ -107,6 +107,10 @@ class TorchEngine:
         """What one core computes alone: the system shares the cores among the threads. A GPU would take one after the other anyway."""
         return int(ONE_CORE_WORK / self._model.linear_work) if self.device == "cpu" else 0
 
+    def rows(self, lengths: Sequence[int]) -> int:
+        parts = self._parts(lengths, self._useful_threads(sum(lengths)))
+        return sum(self._rows([lengths[position] for position in part]) for part in parts)
+
     def encode(self, batch: Sequence[Sequence[int]]) -> Vectors:
         with _memory_errors():
             return self._encode(batch)
@@ -164,11 +168,18 @@ class TorchEngine:
 
     def _states(self, batch: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Hidden states of a batch's tokens, [tokens, width], and its texts' bounds, as in `Packed`."""
-        recording = self._graphs.find(len(batch), sum(map(len, batch))) if self._graphs is not None else None
+        recording = self._recording([len(ids) for ids in batch])
         if recording is not None:
             return recording(batch)
         packed = self._device.pack(batch)
         return self._model(packed)[: packed.tokens], packed.bounds
+
+    def _rows(self, lengths: Sequence[int]) -> int:
+        recording = self._recording(lengths)
+        return self._device.rows(sum(lengths)) if recording is None else recording.packed.rows
+
+    def _recording(self, lengths: Sequence[int]) -> Recording | None:
+        return self._graphs.find(len(lengths), sum(lengths)) if self._graphs is not None else None
 
 
 def _compute_with(threads: int) -> None:
