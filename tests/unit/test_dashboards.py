@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-import yaml
+from dashboards import DASHBOARDS, RULES, questions
 from nv_embed_sidecar.engines.fake import FakeEngine
 from nv_embed_sidecar.metrics import Metrics
 from nv_embed_sidecar.models import Models
@@ -18,17 +18,8 @@ from services import model
 from nv_embed.counts import Counts
 from nv_embed.exporter import REEMBEDDING_GAUGES, STATUS_GAUGES, _Database, _Done
 
-DOCKER = Path(__file__).resolve().parents[2] / "docker"
-DASHBOARDS = sorted((DOCKER / "grafana" / "dashboards").glob("*.json"))
-RULES = sorted((DOCKER / "prometheus" / "rules").glob("*.yaml"))
 OTHERS = {"up", "process_resident_memory_bytes"}
 """Those of Prometheus itself, and of every process."""
-
-
-def expressions(file: Path) -> list[str]:
-    if file.suffix == ".json":
-        return [target["expr"] for panel in json.loads(file.read_text())["panels"] for target in panel["targets"]]
-    return [rule["expr"] for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]]
 
 
 def known() -> Iterator[str]:
@@ -58,7 +49,7 @@ def _nowhere() -> object:
 
 @pytest.mark.parametrize("file", [*DASHBOARDS, *RULES], ids=lambda file: file.name)
 def test_every_metric_is_one_that_a_sidecar_or_a_worker_tells(file: Path) -> None:
-    names = {name for expression in expressions(file) for name in re.findall(r"\b(?:nv_embed|process)_\w+|\bup\b", expression)}
+    names = {name for question in questions(file) for name in re.findall(r"\b(?:nv_embed|process)_\w+|\bup\b", question.expr)}
     assert names
     assert names <= {*known(), *OTHERS}
 
