@@ -162,6 +162,7 @@ def test_truncation_is_asked_for_and_said_in_each_clients_words(http: httpx.Clie
         ({"input": "a", "model": "other-query"}, 404, "is not served here", None),
         ({"input": ["a"] * 21}, 400, "21 texts exceed the limit of 20 a request", None),
         ({"input": ["a", "é" * 501]}, 400, "input[1]: 1,002 bytes exceed the limit of 1,000 bytes a text", "input"),
+        ({"input": ["é" * 501, "a"]}, 400, "input[0]: 1,002 bytes exceed the limit of 1,000 bytes a text", "input"),
         ({"input": []}, 422, "input is neither text nor token ids", "input"),
         ({"input": [[]]}, 422, "input is neither text nor token ids", "input"),
         ({"input": ["a", 1]}, 422, "input is neither text nor token ids", "input"),

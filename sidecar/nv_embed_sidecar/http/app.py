@@ -134,7 +134,7 @@ class Door:
                 try:
                     answer = await self._answered(request, asked, held)
                 except EmbedError as error:
-                    return failures.response(error, is_of_nim=asked.is_of_nim)
+                    return failures.response(error, is_of_nim=asked.is_of_nim, inputs=len(asked.inputs))
             return Held(answer, held.pop_all().close)
 
     async def models(self) -> Response:

@@ -50,11 +50,13 @@ class TooSlow(DeadlineExceeded):
     http_status = 408
 
 
-def response(error: EmbedError, *, is_of_nim: bool) -> JSONResponse:
+def response(error: EmbedError, *, is_of_nim: bool, inputs: int = 1) -> JSONResponse:
+    """A failure of a request with so many texts."""
     headers = _headers(error)
+    at = "" if error.position is None or inputs == 1 else f"input[{error.position}]: "
     if is_of_nim:
-        return JSONResponse({"error": _at(error, _in_nims_words(error)), "detail": error.hint}, error.http_status, headers)
-    message = _at(error, error.message)
+        return JSONResponse({"error": at + _in_nims_words(error), "detail": error.hint}, error.http_status, headers)
+    message = at + error.message
     param = getattr(error, "param", None if error.position is None else "input")
     return openai(f"{message} ({error.hint})" if error.hint else message, error.http_status, headers, param=param, code=CODES.get(type(error)))
 
@@ -69,11 +71,6 @@ def _in_nims_words(error: EmbedError) -> str:
     if isinstance(error, TooLong):
         return f"Input length {error.tokens} exceeds maximum allowed token size {error.max_tokens}"
     return error.message
-
-
-def _at(error: EmbedError, message: str) -> str:
-    """A message with the text that it is about, where there are several."""
-    return message if not error.position else f"input[{error.position}]: {message}"
 
 
 def _headers(error: EmbedError) -> dict[str, str]:
