@@ -22,7 +22,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from nv_embed import channels
+from nv_embed import channels, traceparent
 from nv_embed.credentials import Pem, channel_credentials, token_metadata, why_unconnected
 from nv_embed.errors import BY_GRPC_CODE, DeadlineExceeded, EmbedError, EngineFailure, InvalidInput, Unavailable
 from nv_embed.limits import MAX_TEXT_BYTES
@@ -106,6 +106,7 @@ class Client:
         timeout_s: the longest wait for the answer to one page of texts.
         caller: how calls are waited for; blocking unless given.
         label: how messages name the endpoint; the endpoint itself unless given.
+        trace: what each call says of the trace that it is part of; OpenTelemetry's current span unless given.
     Raises:
         InvalidInput: the credentials cannot be used, or the token would go over the network unencrypted.
     """
@@ -123,10 +124,12 @@ class Client:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         caller: Caller | None = None,
         label: str | None = None,
+        trace: Callable[[], traceparent.Metadata] = traceparent.of_current_span,
     ) -> None:
         self.endpoint = endpoint
         self.timeout_s = timeout_s
         self._caller: Caller = caller or BlockingCaller()
+        self._trace = trace
         self._label = label or f"the sidecar at {endpoint}"
         credentials = channel_credentials(endpoint, ca, certificate, key, tls=tls)
         self._encrypted = credentials is not None
@@ -261,7 +264,8 @@ class Client:
 
     def _begin(self, method: Any, request: Any, timeout_s: float | None = None) -> "grpc.Future[Any]":
         timeout = self.timeout_s if timeout_s is None else timeout_s
-        return self._caller.begin(lambda: method.future(request, timeout=timeout, metadata=self._metadata))
+        metadata = (*self._metadata, *self._trace())
+        return self._caller.begin(lambda: method.future(request, timeout=timeout, metadata=metadata))
 
     def _answer(self, answer: "grpc.Future[Any]", start: int = 0) -> Any:
         """The answer to a call, or the table's error; `start` is the position of the call's first text among all."""

@@ -23,6 +23,7 @@ from typing import Any, TypeVar, cast
 import grpc
 import orjson
 
+from nv_embed import traceparent
 from nv_embed.client import Client
 from nv_embed.errors import EmbedError, InvalidInput, Unavailable
 
@@ -35,6 +36,17 @@ QUERY_CANCELED = "57014"
 
 # Columns of nv_embed.settings, as `Client` names them. A database that is not updated yet has the first two.
 SETTINGS = ("endpoint", "timeout_s", "token", "ca", "certificate", "key", "token_without_tls")
+
+# What trace the statement is part of is read with the settings, without a query of its own, and the statement's end once a statement: a long one may
+# be megabytes, and call for each of its rows.
+READ_SETTINGS = f"""
+SELECT
+    settings.*,
+    current_setting('{traceparent.SETTING}', true) AS traceparent,
+    began,
+    CASE WHEN began IS DISTINCT FROM $1 THEN right(current_query(), {traceparent.COMMENT_CHARACTERS}) END AS statement_end
+FROM nv_embed.settings, date_part('epoch', statement_timestamp()) AS began
+"""  # noqa: S608 - of our own names
 
 QUERY_CACHE_ENTRIES = 64
 # Long enough for one page of an application, short enough that nobody waits for a new model to be asked.
@@ -103,7 +115,9 @@ class Session:
         self._plpy = plpy
         self._error = reported_error(plpy)
         self._caller = BackendCaller(plpy)
-        self._read_settings = plpy.prepare("SELECT * FROM nv_embed.settings")
+        self._read_settings = plpy.prepare(READ_SETTINGS, ["float8"])
+        self._statement: tuple[float | None, str | None] = (None, None)
+        self._trace: traceparent.Metadata = ()
         self._settings: dict[str, Any] | None = None
         self._client: Client | None = None
         self._queries: OrderedDict[tuple[str, int | None, str | None, str | None], tuple[float, str]] = OrderedDict()
@@ -230,7 +244,10 @@ class Session:
 
     def _connect(self) -> Client:
         """The client for the configured endpoint; another one after `nv_embed.configure` was called."""
-        row = self._plpy.execute(self._read_settings)[0]
+        row = self._plpy.execute(self._read_settings, [self._statement[0]])[0]
+        if row["began"] != self._statement[0]:
+            self._statement = (row["began"], row["statement_end"])
+        self._trace = traceparent.of_session(row["traceparent"], self._statement[1])
         settings = {name: row[name] for name in SETTINGS if name in row}
         if settings["endpoint"] is None:
             raise Unavailable("no sidecar is configured", hint="a superuser runs SELECT nv_embed.configure('host:port'), or 'unix:/path'")
@@ -241,7 +258,7 @@ class Session:
                     self._client.close()
                     self._client = None
                 # The label keeps the endpoint out of messages: an ordinary role may call, but not learn where the texts go.
-                self._client = Client(**settings, caller=self._caller, label="the configured sidecar")
+                self._client = Client(**settings, caller=self._caller, label="the configured sidecar", trace=lambda: self._trace)
             self._settings = settings
         return self._client
 
