@@ -68,6 +68,7 @@ def serve(
     ready_file: Annotated[Path | None, typer.Option(help="Write pid, addresses and models here as JSON once serving.")] = None,
     log_format: Annotated[str | None, typer.Option(help="text, or json: an object a line on stderr.")] = None,
     hang_s: Annotated[float | None, typer.Option(help="Seconds that any batch may take before the device is taken to hang.")] = None,
+    otlp: Annotated[str | None, typer.Option(help="Send spans by OTLP over gRPC to http://host:4317, or https:// for TLS.")] = None,
     fake_delay_s: Annotated[float | None, typer.Option(help="Seconds that the fake model takes for a batch.")] = None,
     fake_fault: Annotated[
         Path | None, typer.Option(help="A file that, while it exists, holds the fault that the fake model rehearses: error, oom or hang.")
@@ -101,23 +102,26 @@ def run(settings: Settings) -> None:
     # The engine's threads ask for the interpreter between pieces of a batch, and otherwise wait up to 5 ms for one that parses or answers a call.
     sys.setswitchinterval(SWITCH_S)
     # gRPC and NumPy are imported behind the signal handlers and the check of the command line: both should answer at once.
+    from nv_embed import tracing
     from nv_embed_sidecar import access, models, server
 
     server.check_addresses((*settings.listen, *settings.http))
     allowed = access.Access.of(settings)
+    traced = tracing.opened("nv-embed-sidecar", settings.otlp)
     if settings.ready_file is not None:
         settings.ready_file.unlink(missing_ok=True)
     loaded = models.load(settings)
     # Not an Event: a handler that sets one while this thread looks at it would wait for itself.
     stop: SimpleQueue[None] = SimpleQueue()
     signals = count()
-    serving = server.Server(loaded, settings, on_failure=lambda: stop.put(None), access=allowed)
+    serving = server.Server(loaded, settings, on_failure=lambda: stop.put(None), access=allowed, tracing=traced)
     serving.start()
     _on_signals(lambda number: _exit(number) if next(signals) else stop.put(None))
     print(server.announce(serving, loaded, settings.ready_file), flush=True)
     _wait(stop)
     log.info("stopping: calls under way have %g s to finish", settings.drain_s)
     serving.stop()
+    traced.close()
     if serving.failure is not None:
         print(f"{PROGRAM}: {serving.failure} (start the sidecar again)", file=sys.stderr, flush=True)
         # A thread that is stuck in the device would hold up any other way out.

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import numpy
 
 from nv_embed.errors import InvalidInput
+from nv_embed.tracing import Tracing
 from nv_embed_sidecar.engines import Vectors
-from nv_embed_sidecar.metrics import Metrics
+from nv_embed_sidecar.metrics import PRIORITIES, Metrics
 from nv_embed_sidecar.models import Model, Models
 from nv_embed_sidecar.pooling import truncate
 from nv_embed_sidecar.scheduler import Scheduler
+from nv_embed_sidecar.spans import Way
 from nv_embed_sidecar.tokenising import InputType, TextTokenizer, Truncate
 
 Texts = Sequence[str] | Sequence[Sequence[int]]
@@ -57,12 +59,14 @@ class Begun:
     Attributes:
         tokens: of each text, as the engine reads it.
         future: of pooled vectors; None where there are no texts.
+        way: what its trace will say of queue and engine; None where it has none.
     """
 
     model: Model
     dim: int
     tokens: list[int]
     future: "Future[Vectors] | None"
+    way: Way | None = None
 
     def wait(self) -> Vectors:
         """The vectors, [texts, dim] of unit length, once they are there. They are given out once.
@@ -75,10 +79,17 @@ class Begun:
             return numpy.empty((0, self.dim), numpy.float32) if future is None else self.cut(future.result())
         finally:
             del future  # a failed one holds its error, and the error's traceback this frame
+            self.end()
 
     def cut(self, pooled: Vectors) -> Vectors:
         """What the future gave, at the width that was asked for."""
         return truncate(pooled, self.dim)
+
+    def end(self) -> None:
+        """Nothing more becomes of it: its trace is told."""
+        way, self.way = self.way, None
+        if way is not None:
+            way.close()
 
 
 class Intake:
@@ -88,12 +99,14 @@ class Intake:
         models: what is served.
         limits: what is refused before anything is done about it.
         metrics: is told what comes in.
+        tracing: is told what it costs.
     """
 
-    def __init__(self, models: Models, scheduler: Scheduler, limits: RequestLimits, metrics: Metrics) -> None:
+    def __init__(self, models: Models, scheduler: Scheduler, limits: RequestLimits, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self.models = models
         self.limits = limits
         self.metrics = metrics
+        self.tracing = tracing or Tracing()
         self._scheduler = scheduler
 
     def begin(
@@ -111,16 +124,22 @@ class Intake:
         """
         model = self.models.find(wanted.model, wanted.revision)
         dim = model.dim(wanted.dim)
+        priority = PRIORITIES[wanted.interactive]
+        self.tracing.tell(model=model.name, dim=dim, input_type=wanted.input_type.value, priority=priority, texts=len(texts))
         self.check(texts)
         if not texts:
             return Begun(model, dim, [], None)
         self._scheduler.check(model.engine, len(texts), interactive=wanted.interactive, client=client)
-        ids = _encoded(model.tokenizer, texts, wanted)
-        charge(sum(len(text) for text in ids))
-        future = self._scheduler.submit(model.engine, ids, interactive=wanted.interactive, deadline=deadline, client=client)
-        tokens = [len(text) for text in ids]
+        with self.tracing.span("tokenise", texts=len(texts)):
+            ids = _encoded(model.tokenizer, texts, wanted)
+            tokens = [len(text) for text in ids]
+            self.tracing.tell(tokens=sum(tokens))
+        self.tracing.tell(tokens=sum(tokens))
+        charge(sum(tokens))
+        way = Way.of(self.tracing)
+        future = self._scheduler.submit(model.engine, ids, interactive=wanted.interactive, deadline=deadline, client=client, way=way)
         self.metrics.queued(model.name, wanted.input_type.value, tokens)
-        return Begun(model, dim, tokens, future)
+        return Begun(model, dim, tokens, future, way)
 
     def check(self, texts: Texts) -> None:
         """Refuse more than is looked at.

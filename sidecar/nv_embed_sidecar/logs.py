@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
+from nv_embed import traceparent
+
 
 class OneLine(logging.Formatter):
     """`2026-01-31T12:00:00 WARNING nv_embed_sidecar.scheduler what happened | ValueError at scheduler.py:120 _compute, engine.py:40 encode`"""
@@ -30,7 +32,10 @@ class OneLine(logging.Formatter):
 
 
 class Json(logging.Formatter):
-    """`{"at":"2026-01-31T12:00:00+00:00","level":"WARNING","logger":"…","message":"…","error":"ValueError","places":"scheduler.py:120 _compute"}`"""
+    """`{"at":"2026-01-31T12:00:00+00:00","level":"WARNING","logger":"…","message":"…","error":"ValueError","places":"scheduler.py:120 _compute"}`
+
+    While a span is current, `trace_id` and `span_id` are there too.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         said = {
@@ -41,6 +46,7 @@ class Json(logging.Formatter):
         }
         if record.exc_info and record.exc_info[0] is not None:
             said |= {"error": record.exc_info[0].__name__, "places": _places(record.exc_info[2])}
+        said |= traceparent.ids_of_current_span()
         return json.dumps(said, ensure_ascii=False)
 
 

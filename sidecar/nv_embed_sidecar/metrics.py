@@ -107,9 +107,11 @@ class Outcome:
 
     Attributes:
         code: a gRPC or HTTP status; that of one whose caller has gone until it is set.
+        error: the class of the error, if it failed.
     """
 
     code: str = "CANCELLED"
+    error: str | None = None
 
 
 class _Gauges(Collector):

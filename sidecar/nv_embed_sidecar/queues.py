@@ -28,6 +28,7 @@ import numpy
 from nv_embed.errors import EmbedError
 from nv_embed_sidecar.engines import Vectors
 from nv_embed_sidecar.lanes import Lane
+from nv_embed_sidecar.spans import Way
 
 # A client may hold this many times what is free when it asks; alone it leaves a quarter of the queue, less what its last request took of that.
 GREED = 3
@@ -72,6 +73,7 @@ class Request:
         missing: texts without a vector.
         cost: of the texts that wait.
         since: `time.monotonic()` when it came.
+        way: hears when it is computed, for its trace; None where it has none.
     """
 
     client: str
@@ -80,6 +82,7 @@ class Request:
     deadline: float = math.inf
     since: float = field(default_factory=time.monotonic)
     future: "Future[Vectors]" = field(default_factory=Future)
+    way: Way | None = None
     vectors: Vectors = field(init=False)
     waiting: list[int] = field(init=False)
     missing: int = field(init=False)

@@ -30,6 +30,7 @@ from nv_embed.errors import DeadlineExceeded, EmbedError, EngineFailure, Overloa
 from nv_embed_sidecar.engines import Engine, OutOfMemory, Vectors
 from nv_embed_sidecar.lanes import Lane
 from nv_embed_sidecar.queues import Batch, Limits, Queue, Request, Waiting
+from nv_embed_sidecar.spans import Way, computing
 from nv_embed_sidecar.turns import Turns
 from nv_embed_sidecar.workers import Worker
 
@@ -147,7 +148,14 @@ class Scheduler:
             self._check(self._lane(engine), self._turns.queue(interactive=interactive), client, texts, 0.0)
 
     def submit(
-        self, engine: Engine, ids: Sequence[Sequence[int]], *, interactive: bool, deadline: float = math.inf, client: str = ""
+        self,
+        engine: Engine,
+        ids: Sequence[Sequence[int]],
+        *,
+        interactive: bool,
+        deadline: float = math.inf,
+        client: str = "",
+        way: Way | None = None,
     ) -> "Future[Vectors]":
         """Queue one request.
 
@@ -155,13 +163,14 @@ class Scheduler:
             ids: token ids of at least one text.
             deadline: `time.monotonic()` after which nobody wants the answer.
             client: whose turn it takes.
+            way: hears of the batches with texts of it.
         Returns:
             A future of the pooled vectors, [len(ids), width] float32. Cancel it when nobody wants the answer any more.
         Raises:
             Overloaded, Unavailable, EngineFailure: as for `check`.
         """
         queue = self._turns.queue(interactive=interactive)
-        request = Request(client, self._lane(engine), ids, deadline)
+        request = Request(client, self._lane(engine), ids, deadline, way=way)
         with self._changed:
             self._check(request.lane, queue, client, len(ids), request.cost)
             queue.enter(request)
@@ -286,7 +295,8 @@ class Scheduler:
         self._ran(batch, started)
 
     def _encode(self, batch: Batch, worker: Worker) -> Vectors:
-        with worker.over(max(self._patience.hang_s, self._patience.hang_factor * batch.lane.seconds(batch.cost))):
+        limit_s = max(self._patience.hang_s, self._patience.hang_factor * batch.lane.seconds(batch.cost))
+        with computing(batch, batch.cost / batch.lane.budget), worker.over(limit_s):
             return batch.lane.encode(batch.ids())
 
     def _ran(self, batch: Batch, started: float) -> None:

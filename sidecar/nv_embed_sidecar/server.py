@@ -20,6 +20,7 @@ from nv_embed.errors import EmbedError
 from nv_embed.limits import MAX_MESSAGE_BYTES
 from nv_embed.proto import nv_embed_pb2 as pb
 from nv_embed.proto.nv_embed_pb2_grpc import add_EmbedderServicer_to_server
+from nv_embed.tracing import Tracing
 from nv_embed_sidecar.access import Access
 from nv_embed_sidecar.health import Health
 from nv_embed_sidecar.http.app import Bounds, Door, make
@@ -61,6 +62,7 @@ class Server:
     Args:
         on_failure: called when nothing will be computed any more; what serves then is to be stopped.
         access: who may call; as the settings have it unless given.
+        tracing: what makes the spans of calls; none are made unless given.
     Attributes:
         addresses, http_addresses: where it listens, with real port numbers.
         access: who may call, at whichever of its doors.
@@ -68,7 +70,14 @@ class Server:
         failure: why nothing will be computed any more.
     """
 
-    def __init__(self, models: Models, settings: Settings, on_failure: Callable[[], None] = lambda: None, access: Access | None = None) -> None:
+    def __init__(
+        self,
+        models: Models,
+        settings: Settings,
+        on_failure: Callable[[], None] = lambda: None,
+        access: Access | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
         self.failure: str | None = None
         self.access = Access.of(settings) if access is None else access
         self._is_serving = False
@@ -89,7 +98,7 @@ class Server:
         self._server = grpc.server(
             futures.ThreadPoolExecutor(settings.rpc_threads, thread_name_prefix="rpc"), interceptors=self.access.interceptors(), options=OPTIONS
         )
-        self.intake = Intake(models, self.scheduler, request_limits, metrics)
+        self.intake = Intake(models, self.scheduler, request_limits, metrics, tracing)
         add_EmbedderServicer_to_server(Service(self.intake, self.scheduler, 3 * share, share, self.access.tokens), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
@@ -24,7 +25,7 @@ from nv_embed.errors import DeadlineExceeded, EmbedError, EngineFailure, Invalid
 from nv_embed.proto import nv_embed_pb2 as pb
 from nv_embed.proto.nv_embed_pb2_grpc import EmbedderServicer
 from nv_embed.tokens import Entry
-from nv_embed_sidecar import chunking
+from nv_embed_sidecar import chunking, spans
 from nv_embed_sidecar.engines import Vectors
 from nv_embed_sidecar.intake import Begun, Intake, Wanted
 from nv_embed_sidecar.metrics import Outcome
@@ -77,11 +78,13 @@ class Service(EmbedderServicer):
     def EmbedStream(self, request_iterator: Iterator[pb.EmbedRequest], context: grpc.ServicerContext) -> Iterator[pb.EmbedResponse]:
         with self._answering(context, "EmbedStream") as holder:
             caller = _Caller(context, holder)
+            # Requests are read in a thread of their own, which knows nothing of the call's span by itself.
+            here = copy_context()
             if not self._streams.acquire(blocking=False):
                 raise Overloaded("too many streams are open", hint="close some, or use Embed", retry_after_s=STREAM_PAUSE_S)
             try:
                 yield from ReadAhead(
-                    self._each_counted(request_iterator, context), lambda request: self._begin(request, caller), STREAM_REQUESTS
+                    self._each_counted(request_iterator, context), lambda request: here.run(self._begin, request, caller), STREAM_REQUESTS
                 ).answers()
             finally:
                 caller.give_up()
@@ -94,6 +97,7 @@ class Service(EmbedderServicer):
                 model = self._intake.models.find(request.model)
                 self._intake.check(request.texts)
                 input_type = _choice("input_type", request.input_type, INPUT_TYPES)
+                self._intake.tracing.tell(model=model.name, texts=len(request.texts), input_type=input_type.value)
                 return pb.TokenizeResponse(tokens=model.tokenizer.count(request.texts, input_type), model=model.name, revision=model.revision)
 
     def Chunk(self, request: pb.ChunkRequest, context: grpc.ServicerContext) -> pb.ChunkResponse:
@@ -101,6 +105,7 @@ class Service(EmbedderServicer):
             holder.spend_request()
             with self._place(interactive=False):
                 model = self._intake.models.find(request.model)
+                self._intake.tracing.tell(model=model.name, texts=1)
                 self._intake.check([request.text])
                 answer = pb.ChunkResponse(model=model.name, revision=model.revision)
                 for piece in chunking.chunk(model.tokenizer, request.text, request.max_tokens, request.overlap):
@@ -130,7 +135,12 @@ class Service(EmbedderServicer):
     @contextmanager
     def _answering(self, context: grpc.ServicerContext, call: str) -> Iterator[Holder]:
         """Who calls; whatever goes wrong inside leaves as a status of the table, and is counted."""
-        with self._intake.metrics.request("grpc", call) as outcome, _statuses(context, outcome):
+        intake = self._intake
+        with (
+            intake.metrics.request("grpc", call) as outcome,
+            spans.rpc(intake.tracing, call, context.invocation_metadata(), outcome),
+            _statuses(context, outcome),
+        ):
             yield self._holder(context)
 
     @contextmanager
@@ -230,6 +240,7 @@ def _statuses(context: grpc.ServicerContext, outcome: Outcome) -> Iterator[None]
         yield
         outcome.code = "OK"
     except EmbedError as error:
+        outcome.error = type(error).__name__
         _fail(context, outcome, error)
     except CancelledError:
         _fail(context, outcome, Unavailable("the caller gave up"))
@@ -237,7 +248,8 @@ def _statuses(context: grpc.ServicerContext, outcome: Outcome) -> Iterator[None]
         if not context.is_active():
             log.debug("a call ended while it was answered", exc_info=True)
         else:
-            log.error("a call failed unexpectedly: %s", type(error).__name__, exc_info=True)
+            outcome.error = type(error).__name__
+            log.error("a call failed unexpectedly: %s", outcome.error, exc_info=True)
         _fail(context, outcome, EngineFailure("the sidecar failed", hint="try again; the sidecar's log says what happened"))
 
 

@@ -50,6 +50,7 @@ class Settings(BaseSettings):
         ready_file: where to write pid, addresses and models once the sidecar serves.
         log_format: `text`, or `json`, an object a line.
         hang_s: how long a batch may take before the device is taken to hang; at least, for more is allowed to batches that should take long.
+        otlp: where spans go, http://host:port or https://host:port of a collector; by OpenTelemetry's own environment unless given.
         fake_delay_s: how long the fake engine takes for a batch.
         fake_fault: a file that, while it exists, names the fault that the fake engine rehearses.
     """
@@ -83,6 +84,7 @@ class Settings(BaseSettings):
     ready_file: Path | None = None
     log_format: Literal["text", "json"] = "text"
     hang_s: float = Field(60.0, gt=0)
+    otlp: str | None = None
     fake_delay_s: float = Field(0.0, ge=0)
     fake_fault: Path | None = None
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ from nv_embed.tokens import Entry
 from nv_embed_sidecar.engines import Vectors
 from nv_embed_sidecar.http import answers, failures, schema
 from nv_embed_sidecar.http.bodies import Bodies, until_gone
-from nv_embed_sidecar.http.guard import HOLDER, Guard
+from nv_embed_sidecar.http.guard import HOLDER, OUTCOME, Guard
 from nv_embed_sidecar.http.room import Held, Room
 from nv_embed_sidecar.http.schema import SUFFIXES, EmbeddingsRequest
 from nv_embed_sidecar.intake import Begun, Intake, Wanted
@@ -134,7 +135,7 @@ class Door:
                 try:
                     answer = await self._answered(request, asked, held)
                 except EmbedError as error:
-                    return failures.response(error, is_of_nim=asked.is_of_nim, inputs=len(asked.inputs))
+                    return _refused(request, error, is_of_nim=asked.is_of_nim, inputs=len(asked.inputs))
             return Held(answer, held.pop_all().close)
 
     async def models(self) -> Response:
@@ -221,9 +222,11 @@ class Door:
         finally:
             computed.cancel()
             gone.cancel()
+            begun.end()
 
     async def _in_pool(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self.pool, work, *arguments)
+        # With its context, so that what it does is a part of the request's trace.
+        return await asyncio.get_running_loop().run_in_executor(self.pool, copy_context().run, work, *arguments)
 
     async def _from_pool(self, pieces: Iterator[bytes]) -> Any:
         while (piece := await self._in_pool(next, pieces, None)) is not None:
@@ -254,6 +257,8 @@ def make(door: Door) -> ASGIApp:
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        # Spans are the guard's. What FastAPI would record by itself quotes what it chokes on, and that may be somebody's text.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False},
     )
     said = {"requestBody": {"required": True, "content": {"application/json": {"schema": EmbeddingsRequest.model_json_schema()}}}}
     refusals: dict[int | str, dict[str, Any]] = {status: {"description": text} for status, text in REFUSALS.items()}
@@ -268,7 +273,7 @@ def make(door: Door) -> ASGIApp:
     app.add_exception_handler(HTTPException, _refuse_route)
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _fail)
-    return Guard(app, door.intake.metrics, door.tokens, {route.path for route in app.routes if isinstance(route, Route)})
+    return Guard(app, door.intake.metrics, door.intake.tracing, door.tokens, {route.path for route in app.routes if isinstance(route, Route)})
 
 
 REFUSALS = {
@@ -298,10 +303,14 @@ def _caller(request: Request) -> Holder:
     return holder
 
 
+def _refused(request: Request, error: EmbedError, *, is_of_nim: bool, inputs: int = 1) -> Response:
+    request.scope[OUTCOME].error = type(error).__name__
+    return failures.response(error, is_of_nim=is_of_nim, inputs=inputs)
+
+
 async def _refuse(request: Request, error: Exception) -> Response:
-    del request
     assert isinstance(error, EmbedError)
-    return failures.response(error, is_of_nim=False)
+    return _refused(request, error, is_of_nim=False)
 
 
 async def _refuse_route(request: Request, error: Exception) -> Response:

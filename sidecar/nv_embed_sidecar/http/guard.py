@@ -15,6 +15,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nv_embed.errors import EmbedError
+from nv_embed.tracing import Tracing
+from nv_embed_sidecar import spans
 from nv_embed_sidecar.http import failures
 from nv_embed_sidecar.metrics import Metrics
 from nv_embed_sidecar.tokens import Tokens
@@ -28,8 +30,14 @@ SEND_S = 60.0
 HOLDER = "nv_embed.holder"
 """Where a request's scope says whose token it carries."""
 
+OUTCOME = "nv_embed.outcome"
+"""Where it says how the request ends."""
+
 OPEN = ("/v1/health/live", "/v1/health/ready", "/openapi.json")
 """What is answered without a token: whatever probes it cannot keep a secret, and learns nothing else."""
+
+UNSEEN = ("/v1/health/live", "/v1/health/ready", "/v1/metrics")
+"""What leaves no span: whatever asks for these does so all the time."""
 
 
 class Guard:
@@ -38,14 +46,18 @@ class Guard:
         calls: the paths that are counted by their names; all others are `other`.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, tokens: Tokens | None, calls: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing, tokens: Tokens | None, calls: Collection[str]) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
         self._tokens = tokens
         self._calls = frozenset(calls)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._metrics.request("http", scope["path"] if scope["path"] in self._calls else "other") as outcome:
+        call = scope["path"] if scope["path"] in self._calls else "other"
+        tracing = Tracing() if call in UNSEEN else self._tracing
+        with self._metrics.request("http", call) as outcome, spans.http(tracing, scope, Headers(scope=scope), call, outcome):
+            scope[OUTCOME] = outcome
 
             async def send_in_time(message: Message) -> None:
                 if message["type"] == "http.response.start":
@@ -58,7 +70,8 @@ class Guard:
             except TimeoutError:
                 log.warning("a caller did not take its answer for %g s and is let go", SEND_S)
             except Exception as error:
-                log.error("a request failed unexpectedly: %s", type(error).__name__, exc_info=True)
+                outcome.error = type(error).__name__
+                log.error("a request failed unexpectedly: %s", outcome.error, exc_info=True)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -66,6 +79,7 @@ class Guard:
                 holder = scope[HOLDER] = self._tokens.holder(Headers(scope=scope).get("authorization"))
                 holder.spend_request()
         except EmbedError as error:
+            scope[OUTCOME].error = type(error).__name__
             await failures.response(error, is_of_nim=False)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
