@@ -30,6 +30,7 @@ from nv_embed.counts import Counts
 from nv_embed.errors import DeadlineExceeded, EmbedError, EngineFailure, InvalidInput, Unauthenticated, Unavailable
 from nv_embed.jobs import Generation, Job, Queue, Text
 from nv_embed.limits import MAX_TEXT_BYTES
+from nv_embed.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +125,7 @@ class Lane:
         counts: what is done is added here.
         pace: of the lanes of this worker, at backfills of so many rows a second.
         patience_s: how long to try while the sidecar or the database is away; None is for ever.
+        tracing: makes a span of each batch, which its calls are a part of.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class Lane:
         counts: Counts,
         pace: Pace,
         patience_s: float | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.client = client
         self.leaves_some = False
@@ -144,6 +147,7 @@ class Lane:
         self._pause = pause
         self._counts = counts
         self._patience_s = patience_s
+        self._tracing = tracing or Tracing()
         self._queue: Queue | None = None
         self._served: tuple[float, set[tuple[str, str]]] = (0.0, set())
         self._excluded: dict[int, float] = {}
@@ -207,16 +211,21 @@ class Lane:
             self._left = []
         writable = self._writable(self._queue.work())
         generations = {generation.id: generation for generation in self._served_of(writable)}
+        begun_ns = time.time_ns()
         jobs = self._look(generations)
         self.leaves_some = len(jobs) == self._most
         if jobs:
-            self._embed_jobs(jobs, generations)
+            relations = sorted({generations[job.generation].relation for job in jobs})
+            with self._tracing.span("batch", begun_ns, rows=len(jobs), relations=relations):
+                self._tracing.record("claim", begun_ns, rows=len(jobs))
+                self._do(jobs, generations)
         if self.leaves_some:
             return True
         # Queueing and cutting ask no model, so it need not be served.
         return self._backfill([generation for generation in writable if generation.is_backfilling]) or bool(jobs)
 
-    def _embed_jobs(self, jobs: Sequence[Job], generations: dict[int, Generation]) -> None:
+    def _do(self, jobs: Sequence[Job], generations: dict[int, Generation]) -> None:
+        """Read, embed and write."""
         begun = time.monotonic()
         by_kind: dict[Kind, list[Text]] = defaultdict(list)
         for id, group in groupby(jobs, key=lambda job: job.generation):
@@ -300,7 +309,8 @@ class Lane:
         queue = self._queue
         assert queue is not None
         try:
-            texts = queue.read(generation.id, jobs, MAX_TEXT_BYTES)
+            with self._tracing.span("read", rows=len(jobs), relation=generation.relation, generation=generation.id):
+                texts = queue.read(generation.id, jobs, MAX_TEXT_BYTES)
         except psycopg.ProgrammingError as error:
             raise Refused(generation, error) from error
         empty = [text for text in texts if text.size is None]
@@ -343,8 +353,9 @@ class Lane:
         pages: list[Vectors] = [numpy.empty((0, kind.dim), numpy.float32)]
         passages = [passage for text in texts for passage in text.passages]
         try:
-            for page in self.client.embed_pages(passages, dim=kind.dim, model=kind.model, revision=kind.revision, truncate=kind.truncate):
-                pages.append(numpy.frombuffer(page.vectors, "<f4").reshape(page.count, page.dim))
+            with self._tracing.span("call", model=kind.model, dim=kind.dim, texts=len(passages)):
+                for page in self.client.embed_pages(passages, dim=kind.dim, model=kind.model, revision=kind.revision, truncate=kind.truncate):
+                    pages.append(numpy.frombuffer(page.vectors, "<f4").reshape(page.count, page.dim))
         except EmbedError as error:
             return numpy.concatenate(pages), error
         return numpy.concatenate(pages), None
@@ -393,13 +404,14 @@ class Lane:
     def _write(self, texts: list[Text], vectors: Vectors, generations: dict[int, Generation]) -> None:
         for id, group in groupby(texts, key=lambda text: text.job.generation):
             left = list(group)
-            while left:
-                some, left = left[: self._rows], left[self._rows :]
-                count = _passages(some)
-                begun = time.monotonic()
-                self._written(generations[id], some, vectors[:count])
-                self._adapt_rows(len(some), time.monotonic() - begun)
-                vectors = vectors[count:]
+            with self._tracing.span("write", rows=len(left), relation=generations[id].relation, generation=id):
+                while left:
+                    some, left = left[: self._rows], left[self._rows :]
+                    count = _passages(some)
+                    begun = time.monotonic()
+                    self._written(generations[id], some, vectors[:count])
+                    self._adapt_rows(len(some), time.monotonic() - begun)
+                    vectors = vectors[count:]
 
     def _written(self, generation: Generation, texts: list[Text], vectors: Vectors) -> None:
         """Write, or find the rows that their table does not let be written."""

@@ -25,6 +25,7 @@ from nv_embed.credentials import Credentials
 from nv_embed.errors import EmbedError, InvalidInput
 from nv_embed.jobs import Queue
 from nv_embed.lanes import Lane, Pace, first_line
+from nv_embed.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Settings:
         poll_s: how often to look for jobs of which nothing tells.
         timeout_s: for one page of texts.
         credentials: what all of them are shown, and known by.
+        tracing: makes a span of each batch.
         once: end when there is nothing to do, or when the sidecar, the database or a row that somebody holds is away for longer than `timeout_s`.
     """
 
@@ -62,6 +64,7 @@ class Settings:
     timeout_s: float = 60.0
     once: bool = False
     credentials: Credentials = field(default_factory=Credentials, repr=False)
+    tracing: Tracing = field(default_factory=Tracing, repr=False)
 
 
 class Worker:
@@ -85,7 +88,7 @@ class Worker:
         patience_s = settings.timeout_s if settings.once else None
         pace = Pace()
         self._lanes = [
-            Lane(self._connect, client, settings.lease_s, self._pause, self.counts, pace, patience_s)
+            Lane(self._connect, client, settings.lease_s, self._pause, self.counts, pace, patience_s, settings.tracing)
             for client in clients
             for _ in range(settings.lanes)
         ]

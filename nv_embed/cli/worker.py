@@ -62,9 +62,13 @@ def worker(
         bool, typer.Option("--once", help="End when nothing is due any more, or what is needed is away for longer than --timeout.")
     ] = False,
     metrics: Annotated[str | None, typer.Option(help="Where to answer Prometheus: host:port; nowhere unless given.")] = None,
+    otlp: Annotated[
+        str | None, typer.Option(envvar="NV_EMBED_OTLP", help="Send spans by OTLP over gRPC to http://host:4317, or https:// for TLS.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line.")] = False,
 ) -> None:
     """Embed what awaits its vector in tables that are auto-embedded."""
+    from nv_embed import tracing
     from nv_embed.worker import Settings, Worker, find_sidecar
 
     logging.basicConfig(stream=sys.stderr, format="nv-embed worker: %(message)s", level=logging.WARNING)
@@ -73,7 +77,8 @@ def worker(
     else:
         found, shown = find_sidecar(database_url)
         endpoints = (found,)
-    running = Worker(Settings(database_url, endpoints, lanes, lease, poll, timeout, once, shown))
+    traced = tracing.opened("nv-embed-worker", otlp)
+    running = Worker(Settings(database_url, endpoints, lanes, lease, poll, timeout, once, shown, traced))
     close = _answer_prometheus(metrics, running, database_url)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: _stop(running, number))
@@ -86,6 +91,7 @@ def worker(
         ended.set()
         reporter.join()
         close()
+        traced.close()
 
 
 def _answer_prometheus(address: str | None, running: "Worker", database_url: str) -> Callable[[], None]:
