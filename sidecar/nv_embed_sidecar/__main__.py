@@ -42,6 +42,11 @@ def serve(
     http: Annotated[
         list[str] | None, typer.Option(help="Where to serve NVIDIA's and OpenAI's API, /v1/embeddings, over HTTP; nowhere unless given. Repeatable.")
     ] = None,
+    ui: Annotated[bool | None, typer.Option("--ui", help="Serve a page for people there too, at /ui.")] = None,
+    ui_database_url: Annotated[
+        str | None,
+        typer.Option(help="The database that the page shows and searches, with this role's rights. Its password is better kept in the environment."),
+    ] = None,
     dims: Annotated[list[str] | None, typer.Option(help="Widths to allow although no model was trained for them, such as 256,128.")] = None,
     query_prompt: Annotated[str | None, typer.Option(help="What the one model served gets in front of a query, instead of its own.")] = None,
     passage_prompt: Annotated[str | None, typer.Option(help="The same for a passage; '' for nothing.")] = None,

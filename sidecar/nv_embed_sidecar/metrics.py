@@ -9,13 +9,16 @@ In:  events, a scheduler's queues      Out: Prometheus's text
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 from typing import Protocol
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 import nv_embed
 from nv_embed_sidecar.engines import Engine
@@ -27,6 +30,9 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 
+LOOKING = ("/ui", "/v1/health/", "/v1/metrics", "other")
+"""Calls over HTTP that ask for no vector and come again and again."""
+
 PRIORITIES = {True: "interactive", False: "bulk"}
 
 
@@ -36,6 +42,26 @@ class Queues(Protocol):
     def waiting(self) -> Mapping[bool, Waiting]: ...
 
     def rates(self) -> Mapping[Engine, float]: ...
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much goes through a sidecar, counted from its start; whoever looks twice knows the rates.
+
+    Attributes:
+        requests: that were answered or refused, but for those that only look, such as a probe's.
+        waiting: by priority.
+        fill: of the batches of a priority, how many there were and the sum of their shares of what a batch may cost.
+        rates: by model, the tokens a second of recent full batches.
+    """
+
+    is_serving: bool
+    requests: float
+    texts: float
+    tokens: float
+    waiting: Mapping[str, Waiting]
+    fill: Mapping[str, tuple[float, float]]
+    rates: Mapping[str, float]
 
 
 class Metrics:
@@ -61,7 +87,8 @@ class Metrics:
 
     def watch(self, queues: Queues, is_serving: Callable[[], bool]) -> None:
         """Where the gauges are read."""
-        self._registry.register(_Gauges(queues, self._names, is_serving))
+        self._gauges = _Gauges(queues, self._names, is_serving)
+        self._registry.register(self._gauges)
 
     @contextmanager
     def request(self, door: str, call: str) -> Iterator["Outcome"]:
@@ -94,6 +121,22 @@ class Metrics:
     def text(self) -> bytes:
         return generate_latest(self._registry)
 
+    def load(self) -> Load:
+        """What a person wants to see of it; `watch` has been called."""
+        gauges = self._gauges
+        fill = {
+            priority: (_sum(self._fill, "_count", priority=priority), _sum(self._fill, "_sum", priority=priority)) for priority in PRIORITIES.values()
+        }
+        return Load(
+            is_serving=gauges.is_serving(),
+            requests=sum(sample.value for sample in _samples(self._requests, "_total") if not sample.labels["call"].startswith(LOOKING)),
+            texts=_sum(self._texts, "_total"),
+            tokens=_sum(self._tokens, "_total"),
+            waiting={PRIORITIES[interactive]: waiting for interactive, waiting in gauges.queues.waiting().items()},
+            fill=fill,
+            rates={self._names[engine]: rate for engine, rate in gauges.queues.rates().items()},
+        )
+
     def _tell_models(self, models: Models) -> None:
         version = Gauge("nv_embed_info", "What runs.", ["version"], registry=self._registry)
         version.labels(nv_embed.__version__).set(1)
@@ -114,23 +157,35 @@ class Outcome:
     error: str | None = None
 
 
+def _samples(metric: MetricWrapperBase, suffix: str, **labels: str) -> Iterator[Sample]:
+    """The samples of a metric whose names end so, with these labels."""
+    for family in metric.collect():
+        for sample in family.samples:
+            if sample.name.endswith(suffix) and labels.items() <= sample.labels.items():
+                yield sample
+
+
+def _sum(metric: MetricWrapperBase, suffix: str, **labels: str) -> float:
+    return sum(sample.value for sample in _samples(metric, suffix, **labels))
+
+
 class _Gauges(Collector):
     def __init__(self, queues: Queues, names: Mapping[Engine, str], is_serving: Callable[[], bool]) -> None:
-        self._queues = queues
+        self.queues = queues
+        self.is_serving = is_serving
         self._names = names
-        self._is_serving = is_serving
 
     def collect(self) -> Iterable[Metric]:
         texts = GaugeMetricFamily("nv_embed_queue_texts", "Texts that wait for the engine.", labels=["priority"])
         tokens = GaugeMetricFamily("nv_embed_queue_tokens", "What they cost, in tokens of short texts.", labels=["priority"])
         oldest = GaugeMetricFamily("nv_embed_queue_oldest_seconds", "For how long the request has waited that has for longest.", labels=["priority"])
-        for interactive, waiting in self._queues.waiting().items():
+        for interactive, waiting in self.queues.waiting().items():
             priority = [PRIORITIES[interactive]]
             texts.add_metric(priority, waiting.texts)
             tokens.add_metric(priority, waiting.cost)
             oldest.add_metric(priority, waiting.oldest_s)
         rate = GaugeMetricFamily("nv_embed_engine_tokens_per_second", "What the engine computes, by its recent full batches.", labels=["model"])
-        for engine, tokens_per_s in self._queues.rates().items():
+        for engine, tokens_per_s in self.queues.rates().items():
             rate.add_metric([self._names[engine]], tokens_per_s)
-        serving = GaugeMetricFamily("nv_embed_serving", "1 while requests are taken, else 0.", value=float(self._is_serving()))
+        serving = GaugeMetricFamily("nv_embed_serving", "1 while requests are taken, else 0.", value=float(self.is_serving()))
         return texts, tokens, oldest, rate, serving

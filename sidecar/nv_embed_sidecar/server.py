@@ -24,7 +24,9 @@ from nv_embed.tracing import Tracing
 from nv_embed_sidecar.access import Access
 from nv_embed_sidecar.health import Health
 from nv_embed_sidecar.http.app import Bounds, Door, make
+from nv_embed_sidecar.http.database import Database, find_database
 from nv_embed_sidecar.http.listener import Listener, bound
+from nv_embed_sidecar.http.page import SHELL, Page
 from nv_embed_sidecar.intake import Intake, RequestLimits
 from nv_embed_sidecar.metrics import Metrics
 from nv_embed_sidecar.models import Models
@@ -103,6 +105,9 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         self.addresses = tuple(_listen(self._server, address, self.access) for address in settings.listen)
+        url = settings.ui_database_url
+        self._database: Database | None = None if url is None else find_database(url.get_secret_value())
+        self._has_page = settings.ui
         self._http = [self._over_http(address, bounds) for address in settings.http]
         self.http_addresses = tuple(listener.address for listener in self._http)
         self.access.warn((*self.addresses, *self.http_addresses))
@@ -130,12 +135,22 @@ class Server:
         stopped.wait(self._drain_s + CANCEL_S)
         for listener in self._http:
             listener.wait()
+        if self._database is not None:
+            self._database.close()
         self.scheduler.close()
 
     def _over_http(self, address: str, bounds: Bounds) -> Listener:
         opened, real = _bind(address)
         door = Door(self.intake, self.access.tokens, is_live=lambda: self.failure is None, is_ready=lambda: self._is_serving, bounds=bounds)
-        return Listener(make(door), opened, real, self._drain_s, self.access.ssl_context(address), on_end=door.close)
+        page = Page(door, self._database) if self._has_page else None
+        app = make(door) if page is None else make(door, page.add_to, SHELL)
+
+        def end() -> None:
+            door.close()
+            if page is not None:
+                page.close()
+
+        return Listener(app, opened, real, self._drain_s, self.access.ssl_context(address), on_end=end)
 
     def _failed(self, reason: str) -> None:
         self.failure = reason

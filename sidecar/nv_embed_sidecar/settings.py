@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from nv_embed.addresses import is_local
 from nv_embed.limits import MAX_REQUEST_BYTES, MAX_REQUEST_TEXTS, MAX_TEXT_BYTES
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
@@ -36,6 +37,8 @@ class Settings(BaseSettings):
         models: names, directories or hub ids; the first is the default model.
         listen: addresses, `host:port` (port 0: any free one) or `unix:/path`.
         http: addresses of NVIDIA's and OpenAI's API over HTTP, as for `listen`; none unless given.
+        ui: whether the page for people, `/ui`, is served there too.
+        ui_database_url: the database that it shows, and searches; none unless given.
         dims: widths allowed beyond those a model was trained for.
         query_prompt, passage_prompt, max_tokens, pooling: of the model, instead of what its files or the registry say.
         bidirectional: that the model, by its files a causal one, was trained with bidirectional attention.
@@ -60,6 +63,8 @@ class Settings(BaseSettings):
     models: Annotated[tuple[str, ...], NoDecode] = Field(("auto",), min_length=1)
     listen: Annotated[tuple[str, ...], NoDecode] = Field((DEFAULT_LISTEN,), min_length=1)
     http: Annotated[tuple[str, ...], NoDecode] = ()
+    ui: bool = False
+    ui_database_url: SecretStr | None = None
     dims: Annotated[tuple[int, ...], NoDecode] = ()
     query_prompt: str | None = None
     passage_prompt: str | None = None
@@ -122,6 +127,20 @@ class Settings(BaseSettings):
             raise ValueError("--tls-cert and --tls-key go together")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("--tls-client-ca needs --tls-cert and --tls-key")
+        return self
+
+    @model_validator(mode="after")
+    def _known_readers(self) -> "Settings":
+        """Rows of a database are shown to nobody who need not say who he is, but on the machine itself."""
+        if self.ui and not self.http:
+            raise ValueError("--ui needs --http, an address to serve the page at")
+        if self.ui_database_url is not None and not self.ui:
+            raise ValueError("--ui-database-url needs --ui, the page that shows the database")
+        is_open = self.tokens is None and self.tls_client_ca is None and not all(map(is_local, self.http))
+        if self.ui_database_url is not None and is_open:
+            raise ValueError(
+                "--ui-database-url would show rows to anybody on the network: give --tokens or --tls-client-ca, or --http 127.0.0.1 and a port"
+            )
         return self
 
 

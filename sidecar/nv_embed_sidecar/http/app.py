@@ -9,7 +9,7 @@ In:  an intake      Out: an ASGI application
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from contextvars import copy_context
@@ -166,8 +166,8 @@ class Door:
         # Where there are more texts than a request may have, it is refused for that.
         held.enter_context(self._vectors_room.held(min(len(asked.inputs), self.intake.limits.texts) * self._widest_bytes))
         deadline = time.monotonic() + self._bounds.answer_s
-        begun = await self._in_pool(self._begin, asked, _caller(request), deadline)
-        vectors = await self._vectors(request, begun)
+        begun = await self._in_pool(self._begin, asked, caller(request), deadline)
+        vectors = await self.vectors(request, begun)
         pieces = answers.body(
             vectors,
             model=begun.model.name,
@@ -207,7 +207,7 @@ class Door:
             said = meant
         return model, InputType.QUERY if said == "query" else InputType.PASSAGE
 
-    async def _vectors(self, request: Request, begun: Begun) -> Vectors:
+    async def vectors(self, request: Request, begun: Begun) -> Vectors:
         """The vectors, unless the caller hangs up before they are there."""
         assert begun.future is not None
         computed, gone = asyncio.wrap_future(begun.future), asyncio.ensure_future(until_gone(request))
@@ -248,8 +248,13 @@ class Door:
         }
 
 
-def make(door: Door) -> ASGIApp:
-    """The application."""
+def make(door: Door, add: Callable[[FastAPI], None] = lambda _: None, shown: Collection[str] = ()) -> ASGIApp:
+    """The application.
+
+    Args:
+        add: adds further routes.
+        shown: those of them that need no token.
+    """
     app = FastAPI(
         title="nv_embed",
         version=nv_embed.__version__,
@@ -269,11 +274,13 @@ def make(door: Door) -> ASGIApp:
     app.get("/v1/health/ready", response_model=Health, responses={503: {"model": Health}}, summary="Whether it takes requests")(door.ready)
     app.get("/v1/metadata", summary="Versions")(door.metadata)
     app.get("/v1/metrics", summary="For Prometheus", response_class=PlainTextResponse)(door.metrics)
+    add(app)
     app.add_exception_handler(EmbedError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _fail)
-    return Guard(app, door.intake.metrics, door.intake.tracing, door.tokens, {route.path for route in app.routes if isinstance(route, Route)})
+    calls = {route.path for route in app.routes if isinstance(route, Route)}
+    return Guard(app, door.intake.metrics, door.intake.tracing, door.tokens, calls, shown)
 
 
 REFUSALS = {
@@ -294,7 +301,7 @@ def _health(name: str, is_so: bool) -> JSONResponse:
     return JSONResponse({"object": "health.response", "message": name if is_so else f"not {name}", name: is_so}, 200 if is_so else 503)
 
 
-def _caller(request: Request) -> Holder:
+def caller(request: Request) -> Holder:
     """Who calls: the holder of a token, else somebody at an address who may ask for anything."""
     holder: Holder | None = request.scope.get(HOLDER)
     if holder is None:

@@ -44,14 +44,18 @@ class Guard:
     """
     Args:
         calls: the paths that are counted by their names; all others are `other`.
+        shown: further paths that are answered without a token.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing, tokens: Tokens | None, calls: Collection[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, tracing: Tracing, tokens: Tokens | None, calls: Collection[str], shown: Collection[str] = ()
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._tracing = tracing
         self._tokens = tokens
         self._calls = frozenset(calls)
+        self._open = frozenset((*OPEN, *shown))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = scope["path"] if scope["path"] in self._calls else "other"
@@ -75,7 +79,7 @@ class Guard:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            if self._tokens is not None and scope["path"] not in OPEN:
+            if self._tokens is not None and scope["path"] not in self._open:
                 holder = scope[HOLDER] = self._tokens.holder(Headers(scope=scope).get("authorization"))
                 holder.spend_request()
         except EmbedError as error:
