@@ -10,12 +10,15 @@ proto := nv_embed/proto/nv_embed
 help: ## Say what can be done
 	@echo 'make TARGET, with TARGET one of:'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
-	@printf '%s\n' '' 'Variables for setup: PYTHON=/path  PG_MAJOR=17  TORCH=debian|cpu|cuda  TORCH_INDEX_URL=index with torch for the CPU' \
+	@printf '%s\n' '' 'Variables for setup: PYTHON=/path  PG_MAJOR=17  TORCH=debian|cpu|cuda  TORCH_INDEX_URL=index with torch for the CPU  TESTS=1, which adds what only tests need' \
 	    'Variables for test:  ARGS="what pytest takes"  JOBS=2, which is how many files are tested at a time' 'Variables for demo:  KEEP=1 leaves the table and the servers' \
 	    'Variables for bench, soak and chaos:  DATA="folders in the layout of BEIR"  MINUTES=10'
 
 setup: ## Install what is missing: Debian packages (as root), pgvector, the extension, .venv
 	@setup/setup.sh
+
+# Tests look at the sidecar's page in Debian's Chromium, which nothing else needs.
+test test-slow: export TESTS := 1
 
 setup-system: ## Debian packages only: the part of set-up that needs root
 	@setup/setup.sh system

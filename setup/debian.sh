@@ -29,6 +29,7 @@ needed_packages() {
   echo "postgresql-$major" "postgresql-plpython3-$major" "postgresql-server-dev-$major" gcc g++ libc6-dev make dpkg-dev ca-certificates
   [ "$python" != /usr/bin/python3 ] || echo python3-venv
   [ "$(torch_source)" != debian ] || echo python3-torch libopenblas0-pthread  # with the reference BLAS it is some fifteen times slower
+  [ -z "${TESTS:-}" ] || echo chromium
   if packaged_pgvector_serves "$major"; then echo "postgresql-$major-pgvector"; fi
 }
 
@@ -47,7 +48,7 @@ install_packages() {
   [ -z "$major" ] || missing=$(missing_packages "$major" | xargs)
   [ -z "$major" ] || [ -n "$missing" ] || return 0
   is_root || fail "these Debian packages are missing: ${missing:-postgresql}" \
-    "Installing them needs root, once: sudo make setup-system" "Then go on as yourself: make setup. Nothing has been changed."
+    "Installing them needs root, once: sudo make setup-system${TESTS:+ TESTS=1}" "Then go on as yourself: make setup. Nothing has been changed."
   say "reading Debian's package lists"
   quietly apt apt-get update || warn "not every package list could be read; going on with those at hand"
   major=$(postgres_major)

@@ -6,6 +6,7 @@
 #
 # Order: Debian's packages, a private copy of PostgreSQL, pgvector and our extension in it, and beside that the virtual environment .venv.
 # Variables: PYTHON=/path  PG_MAJOR=17  TORCH=debian|cpu|cuda  TORCH_INDEX_URL=address of an index with torch's CPU build
+#            TESTS=1, which adds what only tests need
 set -euo pipefail
 umask 022
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -87,5 +88,5 @@ case ${1:-all} in
     install_packages
     say "Debian's packages are in place"
     ;;
-  *) sed -n '2,8p' "$0"; exit 2 ;;
+  *) sed -n '2,9p' "$0"; exit 2 ;;
 esac

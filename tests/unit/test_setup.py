@@ -25,7 +25,9 @@ def machine(tmp_path: Path) -> dict[str, str]:
     """An environment in which the commands that `stand_in` writes come first."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    return {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "TOOLS": str(tools)}
+    # The `make test` that runs this has set up for tests.
+    inherited = {name: value for name, value in os.environ.items() if name != "TESTS" and not name.startswith("MAKE")}
+    return {**inherited, "PATH": f"{tools}:{os.environ['PATH']}", "TOOLS": str(tools)}
 
 
 def stand_in(machine: dict[str, str], name: str, script: str) -> None:
@@ -60,6 +62,23 @@ def test_an_ordinary_user_is_told_the_one_command_for_root(machine: dict[str, st
     assert "postgresql-17 postgresql-plpython3-17 postgresql-server-dev-17" in done.stderr
     assert "sudo make setup-system" in done.stderr
     assert not (Path(machine["TOOLS"]) / "apt-get-was-called").exists()
+
+
+def test_a_browser_is_needed_for_tests_only(machine: dict[str, str]) -> None:
+    stand_in(machine, "dpkg-query", "exit 1")
+    stand_in(machine, "apt-cache", "true")
+    assert "chromium" not in ask(machine, "needed_packages 17")
+    assert "chromium" in ask({**machine, "TESTS": "1"}, "needed_packages 17")
+    for target, value in (("test", "1"), ("test-slow", "1"), ("demo", "")):
+        said = subprocess.run(
+            ["make", "--silent", target, "SHELL=/bin/echo", ".SHELLFLAGS=$(TESTS)"],
+            cwd=CHECKOUT,
+            env=machine,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert said.stdout.split()[0] == (value or "setup/setup.sh"), said.stdout
 
 
 def test_a_path_with_a_space_is_refused(machine: dict[str, str], tmp_path: Path) -> None:
