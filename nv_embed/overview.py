@@ -35,6 +35,9 @@ CONNECT_S = 5
 WAIT_S = 5.0
 """For a connection to be free."""
 
+KEEPALIVES: Mapping[str, Any] = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000}
+"""A server that has gone without a word holds a thread for some seconds, not for hours."""
+
 STATEMENT_MS = 5000
 FRESH_S = 1.0
 """For which an overview serves everybody who asks."""
@@ -161,7 +164,7 @@ def open_database(url: str) -> Overview:
 
 def _connect(url: str) -> psycopg.Connection[Any]:
     # No prepared statements, which a pooler between here and the server may not keep.
-    connection = psycopg.connect(url, connect_timeout=CONNECT_S, application_name="nv_embed page", prepare_threshold=None)
+    connection = psycopg.connect(url, connect_timeout=CONNECT_S, application_name="nv_embed page", prepare_threshold=None, **KEEPALIVES)
     connection.read_only = True
     connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     return connection

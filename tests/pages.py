@@ -46,13 +46,14 @@ class Stack:
 
     Attributes:
         address: of its page.
-        owner: of the tables, in autocommit mode.
+        owner: of the tables, in autocommit mode; its URL is dsn.
         token: one that the sidecar knows.
     """
 
     sidecar: Sidecar
     address: str
     owner: psycopg.Connection[tuple[object, ...]]
+    dsn: str
     token: str
 
 
@@ -71,7 +72,7 @@ def stack(install: Install, *model: str) -> Iterator[Stack]:
             sidecar, token = running
             owner.execute("SELECT nv_embed.configure(%s, token => %s)", [sidecar.address, token])
             _make_tables(owner)
-            yield Stack(sidecar, f"http://{sidecar.ready['http'][0]}/ui", owner, token)
+            yield Stack(sidecar, f"http://{sidecar.ready['http'][0]}/ui", owner, install.dsn(name), token)
     finally:
         with install.cluster.connect() as connection:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

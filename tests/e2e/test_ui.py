@@ -11,8 +11,10 @@ import pytest
 from installs import Install
 from pages import Stack, chromium, stack, tab
 from playwright.sync_api import Browser, BrowserContext, Page, expect
+from workers import drain
 
 from nv_embed.client import Client
+from nv_embed.credentials import Credentials
 
 pytestmark = pytest.mark.minilm
 
@@ -199,3 +201,17 @@ def test_every_field_and_table_has_a_name(context: BrowserContext, shown: Stack)
     assert page.evaluate(nameless) == 0
     for name in ("Throughput", "Queue", "Models", "Embeddings", "Re-embeddings", "Search at each dimension"):
         expect(page.get_by_role("region", name=name, exact=True)).to_have_count(1)
+
+
+def test_a_re_embedding_is_followed_to_its_end(context: BrowserContext, shown: Stack) -> None:
+    page = context.new_page()
+    enter(page, shown)
+    panel = page.get_by_role("region", name="Re-embeddings", exact=True)
+    expect(panel).to_contain_text("None goes on")
+    row = shown.owner.execute("SELECT nv_embed.reembed('docs', source => 'Of machines: {body}')").fetchone()
+    assert row is not None
+    expect(panel.get_by_role("row", name=re.compile("public.docs"))).to_contain_text("backfilling")
+    drain(shown.dsn, shown.sidecar.address, credentials=Credentials(token=shown.token))
+    expect(panel.get_by_role("progressbar")).to_have_attribute("value", "1")
+    shown.owner.execute("SELECT nv_embed.cancel(%s)", row)
+    expect(panel).to_contain_text("None goes on")

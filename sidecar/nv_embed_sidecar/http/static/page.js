@@ -204,7 +204,7 @@ function recentFill(priority) {
 
 // --- the database
 
-const stored = (row) => `${row.dim} × ${row.storage}`;
+const stored = (dim, storage) => `${dim} × ${storage}`;
 const named = (row) => `${row.relation} · ${row.target}`;
 
 function showDatabase(told) {
@@ -214,12 +214,12 @@ function showDatabase(told) {
   const embeddings = told.embeddings ?? [];
   const reembeddings = told.reembeddings ?? [];
   fill(find("#embeddings"), embeddings.map((row) => [
-    named(row), row.model, stored(row), row.mode, { share: row.coverage }, count(row.rows), count(row.pending), count(row.failed), rate(row.rate), duration(row.eta_s),
+    named(row), row.model, stored(row.dim, row.storage), row.mode, { share: row.coverage }, count(row.rows), count(row.pending), count(row.failed), rate(row.rate), duration(row.eta_s),
   ]));
   find("#uncounted").hidden = embeddings.every((row) => row.is_counted);
   find("#no-embeddings").hidden = Boolean(told.missing) || embeddings.length > 0;
   fill(find("#reembeddings"), reembeddings.map((row) => [
-    named(row), `${row.from_model}, ${row.from_dim}`, `${row.to_model}, ${row.to_dim}`, row.state, { share: row.progress },
+    named(row), `${row.from_model}, ${stored(row.from_dim, row.from_storage)}`, `${row.to_model}, ${stored(row.to_dim, row.to_storage)}`, row.state, { share: row.progress },
     count(row.pending), count(row.failed), rate(row.rate), duration(row.eta_s),
   ]));
   find("#no-reembeddings").hidden = Boolean(told.missing) || reembeddings.length > 0;
