@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 bin   := .venv/bin
 proto := nv_embed/proto/nv_embed
+version = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' nv_embed/__init__.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-system demo up down test test-slow chaos reembedding check proto proto-check bench soak lock images-check clean
@@ -44,11 +45,13 @@ chaos: setup ## Ten minutes of changes while workers, sidecar and PostgreSQL are
 reembedding: setup ## From one model to another under traffic; ROWS=20000
 	@NV_EMBED_REEMBED_ROWS=$(or $(ROWS),20000) $(bin)/python -m pytest tests/e2e/test_reembed_traffic.py --timeout 3600 $(ARGS)
 
-check: setup proto-check ## Style, types, layers, scripts: what is checked without running
+check: setup proto-check ## Style, types, layers, scripts, known vulnerabilities: what is checked without running
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/mypy
 	$(bin)/lint-imports
+	@$(bin)/python extension/spot.py extension/nv_embed--*$(version).sql
+	@$(bin)/python setup/audit.py
 	@if command -v shellcheck >/dev/null; then shellcheck -x setup/setup.sh setup/lock.sh docker/images-check docker/build-postgres docker/build-sidecar docker/postgres-entrypoint; else echo 'shellcheck is not installed: scripts not checked'; fi
 
 generate = $(bin)/python -m grpc_tools.protoc -I. --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(proto).proto

@@ -70,7 +70,7 @@ BEGIN
             ORDER BY i.indexrelid
             LIMIT 1
         )::regconfig,
-        get_current_ts_config()
+        pg_catalog.get_current_ts_config()
     );
 END
 $$;
@@ -198,7 +198,7 @@ COMMENT ON FUNCTION @extschema@.nv_hybrid_search(anyelement, text, int, name, te
     IS 'The k rows that are found best by meaning and by words, with their ranks in both lists; score is that of reciprocal rank fusion.';
 
 CREATE OR REPLACE FUNCTION nv_embed.create_text_index_sql(
-    relation regclass, target name DEFAULT 'embedding', config regconfig DEFAULT get_current_ts_config(), concurrently boolean DEFAULT true
+    relation regclass, target name DEFAULT 'embedding', config regconfig DEFAULT pg_catalog.get_current_ts_config(), concurrently boolean DEFAULT true
 ) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

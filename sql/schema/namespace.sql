@@ -18,3 +18,23 @@ BEGIN
     END LOOP;
 END
 $$;
+
+-- What is unqualified here is looked up where pgvector's types are, since their schema cannot be written in an extension's script before PostgreSQL 16. Whoever
+-- may create there can offer what matches better.
+DO $$
+DECLARE
+    schema_name name;
+BEGIN
+    FOR schema_name IN
+        SELECT n.nspname
+        FROM pg_catalog.pg_namespace AS n
+        WHERE pg_catalog.has_schema_privilege('public', n.oid, 'CREATE')
+            AND (n.oid = '@extschema@'::regnamespace OR n.oid = (SELECT e.extnamespace FROM pg_catalog.pg_extension AS e WHERE e.extname = 'vector'))
+    LOOP
+        RAISE WARNING 'every role may create objects in schema %, and could have nv_embed call its own', schema_name
+            USING HINT = pg_catalog.format(
+                'install into a database without such objects, after REVOKE CREATE ON SCHEMA %I FROM PUBLIC, as it is by default since PostgreSQL 15', schema_name
+            );
+    END LOOP;
+END
+$$;

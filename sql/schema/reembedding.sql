@@ -9,9 +9,9 @@ CREATE TABLE nv_embed.reembedding (
     to_generation   bigint NOT NULL,
     state           text NOT NULL DEFAULT 'planned'
         CHECK (state IN ('planned', 'backfilling', 'indexing', 'verifying', 'ready', 'live', 'finished', 'cancelled', 'rolled_back')),
-    rows_per_s      double precision CHECK (rows_per_s > 0),
-    min_overlap     double precision CHECK (min_overlap BETWEEN 0 AND 1),
-    min_recall      double precision CHECK (min_recall BETWEEN 0 AND 1),
+    rows_per_s      double precision CHECK (rows_per_s > 0::double precision),
+    min_overlap     double precision CHECK (min_overlap BETWEEN 0::double precision AND 1::double precision),
+    min_recall      double precision CHECK (min_recall BETWEEN 0::double precision AND 1::double precision),
     overlap         double precision,
     recall          double precision,
     allowed_at      timestamptz NOT NULL DEFAULT clock_timestamp(),

@@ -6,7 +6,7 @@
 CREATE TABLE nv_embed.settings (
     only_row          boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     endpoint          text,
-    timeout_s         real NOT NULL DEFAULT 60 CHECK (timeout_s > 0 AND timeout_s <= 3600),
+    timeout_s         real NOT NULL DEFAULT 60 CHECK (timeout_s > 0::double precision AND timeout_s <= 3600::double precision),
     token             text,
     ca                text,
     certificate       text,

@@ -11,6 +11,8 @@ from conftest import Connection
 from installs import BOTH, EXTENSION, LIBRARY
 from vectors import one
 
+from nv_embed.cluster import Cluster
+
 
 @pytest.fixture
 def app(connect: Callable[..., Connection]) -> Connection:
@@ -301,3 +303,20 @@ def test_chunks_that_are_no_chunk_table_are_not_read(connect: Callable[..., Conn
     )
     search_all(superuser)
     assert superuser.execute("SELECT * FROM caught").fetchall() == []
+
+
+def test_who_installs_where_everybody_may_create_is_warned(cluster: Cluster) -> None:
+    cluster.create_database("open")
+    try:
+        with cluster.connect("open") as connection:
+            said: list[str] = []
+            connection.add_notice_handler(lambda notice: said.append(f"{notice.severity_nonlocalized}: {notice.message_primary}"))
+            connection.execute(
+                "CREATE SCHEMA apart; CREATE EXTENSION vector SCHEMA apart; CREATE EXTENSION nv_embed CASCADE; DROP EXTENSION nv_embed"
+            )
+            assert not any(line.startswith("WARNING") for line in said)
+            connection.execute("GRANT CREATE ON SCHEMA apart TO PUBLIC; CREATE EXTENSION nv_embed")
+            assert "WARNING: every role may create objects in schema apart, and could have nv_embed call its own" in said
+    finally:
+        with cluster.connect() as connection:
+            connection.execute("DROP DATABASE open WITH (FORCE)")
