@@ -13,13 +13,15 @@ it would not.
 In:  a path      Out: entries by name
 """
 
+import fcntl
 import hashlib
 import os
 import re
 import secrets
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,14 +101,17 @@ def add(path: Path, name: str, *, requests_per_minute: int | None = None, tokens
     """
     if not NAME.fullmatch(name):
         raise InvalidInput(f"'{name}' is not a name for a token", hint="give up to 64 letters, digits, _ and -")
-    content = _content(path) if path.exists() else ""
-    if name in parse(content, path):
-        raise InvalidInput(f"{path} has a token of {name} already", hint="to replace it add one by another name, hand it out, and remove this one")
     token = make_token()
     limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
     lines = [f"[{name}]", f'sha256 = "{hash_token(token)}"', *(f"{key} = {value}" for key, value in limits.items() if value is not None)]
-    before = content.rstrip("\n")
-    _write(path, (f"{before}\n\n" if before else "") + "\n".join(lines) + "\n")
+    with _alone(path):
+        content = _content(path) if path.exists() else ""
+        if name in parse(content, path):
+            raise InvalidInput(
+                f"{path} has a token of {name} already", hint="to replace it add one by another name, hand it out, and remove this one"
+            )
+        before = content.rstrip("\n")
+        _write(path, (f"{before}\n\n" if before else "") + "\n".join(lines) + "\n")
     return token
 
 
@@ -117,14 +122,31 @@ def remove(path: Path, name: str) -> None:
         InvalidInput: nobody has a token by this name.
         BadTokens: the file cannot be read or written, or is malformed.
     """
-    content = _content(path)
-    entries = dict(parse(content, path))
-    if entries.pop(name, None) is None:
-        raise InvalidInput(f"{path} has no token of {name}", hint=f"it has those of {', '.join(entries) or 'nobody'}")
-    left = _without(content, name)
-    if parse(left, path) != entries:
-        raise BadTokens(f"{path} is not written as nv-embed token writes it", hint=f"remove the table of {name} with an editor")
-    _write(path, left)
+    with _alone(path):
+        content = _content(path)
+        entries = dict(parse(content, path))
+        if entries.pop(name, None) is None:
+            raise InvalidInput(f"{path} has no token of {name}", hint=f"it has those of {', '.join(entries) or 'nobody'}")
+        left = _without(content, name)
+        if parse(left, path) != entries:
+            raise BadTokens(f"{path} is not written as nv-embed token writes it", hint=f"remove the table of {name} with an editor")
+        _write(path, left)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """No other program changes the file meanwhile. What is locked is its folder: the file itself is another one after each change."""
+    try:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise BadTokens(
+            f"cannot open the folder of {path}: {error.strerror}", hint="name a file in a folder that you may read and write to"
+        ) from None
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _content(path: Path) -> str:

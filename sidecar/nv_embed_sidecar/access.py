@@ -18,7 +18,9 @@ from grpc_health.v1 import health
 
 from nv_embed.addresses import is_local
 from nv_embed.errors import Unauthenticated
+from nv_embed.proto import nv_embed_pb2 as pb
 from nv_embed_sidecar.credentials import Certificates
+from nv_embed_sidecar.metrics import Metrics
 from nv_embed_sidecar.service import abort, authorization
 from nv_embed_sidecar.settings import Settings
 from nv_embed_sidecar.tokens import Tokens
@@ -26,6 +28,10 @@ from nv_embed_sidecar.tokens import Tokens
 log = logging.getLogger(__name__)
 
 OPEN = f"/{health.SERVICE_NAME}/"
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["Embedder"]
+CALLS = {f"/{_SERVICE.full_name}/{method.name}": method.name for method in _SERVICE.methods}
+"""What is counted by its name; whatever else somebody calls is `other`."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,8 @@ class Access:
             return cls(tokens)
         return cls(tokens, Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca))
 
-    def interceptors(self) -> "list[grpc.ServerInterceptor[Any, Any]]":
-        return [] if self.tokens is None else [Guard(self.tokens)]
+    def interceptors(self, metrics: Metrics) -> "list[grpc.ServerInterceptor[Any, Any]]":
+        return [] if self.tokens is None else [Guard(self.tokens, metrics)]
 
     def credentials(self, address: str) -> grpc.ServerCredentials | None:
         """What gRPC encrypts an address with; None for nothing. A unix socket is the machine's own, and its folder says who may connect."""
@@ -73,10 +79,11 @@ class Access:
 
 
 class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # at run time it takes no types
-    """Refuses calls without a token."""
+    """Refuses calls without a token, and counts them as the service counts the others."""
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: Tokens, metrics: Metrics) -> None:
         self._tokens = tokens
+        self._metrics = metrics
 
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         if handler_call_details.method.startswith(OPEN):
@@ -84,6 +91,8 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # at run time it
         try:
             self._tokens.holder(authorization(handler_call_details.invocation_metadata))
         except Unauthenticated as error:
+            with self._metrics.request("grpc", CALLS.get(handler_call_details.method, "other")) as outcome:
+                outcome.code = error.grpc_code
             return _refusing(error)
         return continuation(handler_call_details)
 

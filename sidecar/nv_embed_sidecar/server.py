@@ -98,7 +98,9 @@ class Server:
         metrics.watch(self.scheduler, lambda: self._is_serving)
         request_limits = RequestLimits(settings.max_request_texts, settings.max_request_bytes, settings.max_text_bytes)
         self._server = grpc.server(
-            futures.ThreadPoolExecutor(settings.rpc_threads, thread_name_prefix="rpc"), interceptors=self.access.interceptors(), options=OPTIONS
+            futures.ThreadPoolExecutor(settings.rpc_threads, thread_name_prefix="rpc"),
+            interceptors=self.access.interceptors(metrics),
+            options=OPTIONS,
         )
         self.intake = Intake(models, self.scheduler, request_limits, metrics, tracing)
         add_EmbedderServicer_to_server(Service(self.intake, self.scheduler, 3 * share, share, self.access.tokens), self._server)

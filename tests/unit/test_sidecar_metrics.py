@@ -5,6 +5,7 @@ What Prometheus is told of a sidecar.
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ from program import eventually
 from prometheus_client.parser import text_string_to_metric_families
 from services import CountingEngine, FailingEngine, connected, serving
 
+from nv_embed import tokens
 from nv_embed.proto import nv_embed_pb2 as pb
 from nv_embed.proto.nv_embed_pb2_grpc import EmbedderStub
 
@@ -122,3 +124,25 @@ def test_deadlines_that_passed_and_an_engine_that_fails_are_seen() -> None:
         assert http.post("/v1/embeddings", json={"input": "a b"}).status_code == 500
         assert eventually(lambda: scrape(http)["nv_embed_serving"] == 0)
         assert scrape(http)["nv_embed_requests_total[/v1/embeddings][500][http]"] == 1
+
+
+def test_calls_without_a_valid_token_are_counted_by_call_and_code(tmp_path: Path) -> None:
+    token = tokens.add(tmp_path / "tokens.toml", "app")
+    with serving(FakeEngine(), http=("127.0.0.1:0",), tokens=tmp_path / "tokens.toml") as server, connected(server) as stub:
+        request = pb.EmbedRequest(texts=["a"])
+        for metadata in ((), (("authorization", f"Bearer {SECRET}"),)):
+            with pytest.raises(grpc.RpcError):
+                stub.Embed(request, metadata=metadata)
+        with pytest.raises(grpc.RpcError):
+            list(stub.EmbedStream(iter([request])))
+        with grpc.insecure_channel(server.addresses[0]) as channel:
+            for path in (f"/{SECRET}/{SECRET}", f"/{SECRET}/Embed"):
+                with pytest.raises(grpc.RpcError):
+                    channel.unary_unary(path)(b"")
+        stub.Embed(request, metadata=(("authorization", f"Bearer {token}"),))
+        with httpx.Client(base_url=f"http://{server.http_addresses[0]}", headers={"authorization": f"Bearer {token}"}) as http:
+            assert eventually(lambda: scrape(http)["nv_embed_requests_total[Embed][OK][grpc]"] == 1)
+            said = scrape(http)
+    counted = {call: said[f"nv_embed_requests_total[{call}][UNAUTHENTICATED][grpc]"] for call in ("Embed", "EmbedStream", "other")}
+    assert counted == {"Embed": 2, "EmbedStream": 1, "other": 2}
+    assert said["nv_embed_request_seconds_count[Embed][grpc]"] == 3

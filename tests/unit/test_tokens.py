@@ -6,6 +6,8 @@ import json
 import os
 import stat
 import subprocess
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -132,3 +134,34 @@ def test_the_command_prints_a_token_once_and_lists_what_is_known_without_it(file
     assert json.loads(succeeded(run("list", "--file", str(file), "--json"))) == []
     assert failed(run("remove", "app", "--file", str(file))).startswith("nv-embed: ")
     assert run("add", "app", "--file", str(file), "--requests-per-minute", "0").returncode == 2
+
+
+ADD_MANY = """
+import sys
+from pathlib import Path
+from nv_embed import tokens
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(25):
+    tokens.add(Path(sys.argv[1]), f"{sys.argv[2]}-{number}")
+tokens.remove(Path(sys.argv[1]), f"{sys.argv[2]}-0")
+"""
+
+
+def test_programs_that_change_the_file_at_once_lose_none_of_each_others_changes(file: Path) -> None:
+    with ExitStack() as stack:
+        command_of = [sys.executable, "-c", ADD_MANY, file]
+        writers = [
+            stack.enter_context(subprocess.Popen([*command_of, f"writer{number}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            for number in range(4)
+        ]
+        for writer in writers:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "ready\n"
+        for writer in writers:
+            assert writer.stdin is not None
+            writer.stdin.write("go\n")
+            writer.stdin.flush()
+        assert [writer.wait(timeout=60) for writer in writers] == [0] * 4
+    assert set(tokens.read(file)) == {f"writer{writer}-{number}" for writer in range(4) for number in range(1, 25)}
+    assert [path.name for path in file.parent.iterdir()] == ["tokens.toml"]
