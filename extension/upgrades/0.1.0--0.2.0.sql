@@ -1,10 +1,14 @@
 -- 0.1.0 to 0.2.0: modes async and off, with a queue and workers; the numbers of nv_embed.status; chunk tables.
 
 DO $$
+DECLARE
+    role_name name;
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'nv_embed_worker') THEN
-        CREATE ROLE nv_embed_worker NOLOGIN;
-    END IF;
+    FOREACH role_name IN ARRAY ARRAY['nv_embed_worker', 'nv_embed_user'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = role_name) THEN
+            EXECUTE pg_catalog.format('CREATE ROLE %I NOLOGIN', role_name);
+        END IF;
+    END LOOP;
 END
 $$;
 

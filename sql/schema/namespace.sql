@@ -1,4 +1,4 @@
--- namespace: the schema of everything that is not called every day, and the roles that may administer it and embed for it.
+-- namespace: the schema of everything that is not called every day, and the roles that may administer it, embed for it and have texts embedded.
 
 CREATE SCHEMA nv_embed;
 COMMENT ON SCHEMA nv_embed IS 'nv_embed: declarations, administration and the machinery behind nv_embed(), nv_search() and the triggers.';
@@ -10,7 +10,7 @@ DO $$
 DECLARE
     role_name name;
 BEGIN
-    FOREACH role_name IN ARRAY ARRAY['nv_embed_admin', 'nv_embed_worker'] LOOP
+    FOREACH role_name IN ARRAY ARRAY['nv_embed_admin', 'nv_embed_worker', 'nv_embed_user'] LOOP
         IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = role_name)
             AND EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = current_user AND (rolsuper OR rolcreaterole)) THEN
             EXECUTE pg_catalog.format('CREATE ROLE %I NOLOGIN', role_name);

@@ -117,3 +117,13 @@ def test_a_restored_chunk_table_follows_its_rows(
         assert restored.execute("SELECT rows, embedded, pending, chunks::text FROM nv_embed.status").fetchone() == (4, 4, 0, "docs_embedding_chunk")
     with psycopg.connect(install.dsn(restored_name, "app")) as app:
         assert app.execute("SELECT DISTINCT id FROM docs_embedding_chunk ORDER BY id").fetchall() == [(2,), (3,), (5,)]
+
+
+def test_what_is_restricted_to_users_is_so_in_a_restored_database(
+    connect: Callable[..., Connection], cluster: Cluster, install: Install, own_database: str, restored_name: str, tmp_path: Path
+) -> None:
+    connect().execute("SELECT nv_embed.restrict_to_users()")
+    restore(cluster, install, own_database, restored_name, tmp_path)
+    with cluster.connect(restored_name) as restored:
+        sending = "SELECT f::text FROM nv_embed.sending_functions() AS f WHERE has_function_privilege('public', f, 'EXECUTE')"
+        assert restored.execute(sending).fetchall() == []
