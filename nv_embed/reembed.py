@@ -114,8 +114,7 @@ STATUS = """
         r.to_source, r.to_chunk_tokens, r.to_chunk_overlap,
         r.rows, r.embedded, r.pending, r.failed, r.rate, r.eta, r.overlap, r.recall, r.ended_at IS NOT NULL,
         (
-            SELECT count(*) FROM nv_embed.worker AS w
-            WHERE w.seen_at > clock_timestamp() - interval '15 seconds' AND nv_embed.may_embed(w.role_name, r.relation)
+            SELECT count(*) FROM nv_embed.living_workers() AS w WHERE nv_embed.may_embed(w.role_name, r.relation)
         )
     FROM nv_embed.reembedding_status AS r
 """

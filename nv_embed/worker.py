@@ -241,7 +241,10 @@ class Watch:
 
 
 def connect(database_url: str) -> "psycopg.Connection[tuple[Any, ...]]":
-    return psycopg.connect(database_url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, application_name="nv-embed worker")
+    """Of several hosts the one that can be written to; a standby is refused, since nothing can be claimed there."""
+    return psycopg.connect(
+        database_url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, application_name="nv-embed worker", target_session_attrs="read-write"
+    )
 
 
 def find_sidecar(database_url: str) -> tuple[str, Credentials]:

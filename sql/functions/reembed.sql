@@ -876,8 +876,8 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (SELECT count(*) AS failed FROM nv_embed.job AS j WHERE j.generation = n.id AND j.retry_at = 'infinity') AS f
 CROSS JOIN LATERAL (
     SELECT coalesce(sum((s.rates ->> n.id::text)::float8), 0) AS rate
-    FROM nv_embed.worker AS s
-    WHERE s.seen_at > clock_timestamp() - interval '15 seconds' AND nv_embed.may_embed(s.role_name, e.relation)
+    FROM nv_embed.living_workers() AS s
+    WHERE nv_embed.may_embed(s.role_name, e.relation)
 ) AS w
 WHERE nv_embed.owns(e.relation) OR (SELECT nv_embed.is_worker());
 

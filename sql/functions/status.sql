@@ -29,8 +29,8 @@ LEFT JOIN LATERAL (
 ) AS q ON true
 CROSS JOIN LATERAL (
     SELECT coalesce(sum((s.rates ->> g.id::text)::float8), 0) AS rate
-    FROM nv_embed.worker AS s
-    WHERE s.seen_at > clock_timestamp() - interval '15 seconds' AND nv_embed.may_embed(s.role_name, e.relation)
+    FROM nv_embed.living_workers() AS s
+    WHERE nv_embed.may_embed(s.role_name, e.relation)
 ) AS w
 WHERE g.id IN (SELECT nv_embed.visible_generations()) AND EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid = e.relation);
 
@@ -40,7 +40,7 @@ COMMENT ON COLUMN nv_embed.status.pending IS 'Rows that wait for a worker; while
 COMMENT ON COLUMN nv_embed.status.failed IS 'Rows given up: nv_embed.failures says why, nv_embed.retry() tries again.';
 COMMENT ON COLUMN nv_embed.status.coverage IS 'Embedded rows, as a fraction of those with content.';
 COMMENT ON COLUMN nv_embed.status.chunks IS 'The chunk table, where texts are cut into pieces.';
-COMMENT ON COLUMN nv_embed.status.rate IS 'Rows a second that the workers embed now.';
+COMMENT ON COLUMN nv_embed.status.rate IS 'Rows a second that the workers embed now; 0 on a standby, where nobody can tell.';
 
 CREATE OR REPLACE VIEW nv_embed.failures WITH (security_invoker) AS
 SELECT e.relation, e.target, j.key::text[] AS key, l.entry ->> 'error' AS error, l.entry ->> 'message' AS message, j.attempts,

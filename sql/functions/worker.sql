@@ -31,3 +31,17 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION nv_embed.leave(bigint) IS 'Says that a worker is gone.';
+
+-- A table that is not logged cannot even be planned for on a standby, which knows of no worker then.
+CREATE OR REPLACE FUNCTION nv_embed.living_workers() RETURNS SETOF nv_embed.worker
+LANGUAGE plpgsql STABLE ROWS 10
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT pg_is_in_recovery() THEN
+        RETURN QUERY SELECT w.* FROM nv_embed.worker AS w WHERE w.seen_at > clock_timestamp() - interval '15 seconds';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.living_workers() IS 'Workers that gave a sign of life in the last 15 seconds; none on a standby.';
