@@ -6,7 +6,7 @@ proto := nv_embed/proto/nv_embed
 version = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' nv_embed/__init__.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-system demo up down test test-slow chaos reembedding check proto proto-check bench soak lock images-check clean
+.PHONY: help setup setup-system demo up down test test-slow chaos reembedding check proto proto-check bench soak lock images-check chart-check clean
 
 help: ## Say what can be done
 	@echo 'make TARGET, with TARGET one of:'
@@ -76,6 +76,10 @@ lock: ## Pin the newest versions that pyproject.toml allows in constraints.txt
 
 images-check: ## Build the container images with buildah, run them and search; as root; KEEP=1 keeps them
 	@docker/images-check
+
+chart-check: setup ## Render the Helm chart by Helm's library and hold it to schemas, which are installed for that (400 MB)
+	@$(bin)/python -m pip --disable-pip-version-check install --quiet --no-deps -r docker/helm/requirements.txt
+	@$(bin)/python -m pytest tests/unit/test_chart.py $(ARGS)
 
 clean: down ## Remove what was built here; `make setup` brings it back
 	@home=$$(/usr/bin/python3 -m nv_embed.home) && cd "$$home" 2>/dev/null && rm -rf pgroot data run log build state.json lock && \
