@@ -29,7 +29,7 @@ needed_packages() {
   echo "postgresql-$major" "postgresql-plpython3-$major" "postgresql-server-dev-$major" gcc g++ libc6-dev make dpkg-dev ca-certificates
   [ "$python" != /usr/bin/python3 ] || echo python3-venv
   [ "$(torch_source)" != debian ] || echo python3-torch libopenblas0-pthread  # with the reference BLAS it is some fifteen times slower
-  [ -z "${TESTS:-}" ] || echo chromium
+  [ -z "${TESTS:-}" ] || echo chromium prometheus
   if packaged_pgvector_serves "$major"; then echo "postgresql-$major-pgvector"; fi
 }
 

@@ -36,7 +36,7 @@ OUTCOME = "nv_embed.outcome"
 OPEN = ("/v1/health/live", "/v1/health/ready", "/openapi.json")
 """What is answered without a token: whatever probes it cannot keep a secret, and learns nothing else."""
 
-UNSEEN = ("/v1/health/live", "/v1/health/ready", "/v1/metrics")
+UNSEEN = ("/v1/health/live", "/v1/health/ready", "/v1/metrics", "/ui/load", "/ui/database")
 """What leaves no span: whatever asks for these does so all the time."""
 
 

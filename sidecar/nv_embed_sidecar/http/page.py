@@ -13,8 +13,8 @@ import ipaddress
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -167,7 +167,7 @@ class Page:
             )
 
     async def _in_pool(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *arguments))
+        return await asyncio.get_running_loop().run_in_executor(self._pool, copy_context().run, work, *arguments)
 
 
 def _file(name: str, *, needs_token: bool) -> bytes:
