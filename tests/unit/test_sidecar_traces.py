@@ -195,7 +195,7 @@ def test_requests_of_a_stream_are_parts_of_its_call(served: Server, collector: C
     assert sorted(span.name for span in spans if span.parent == call.id) == ["engine", "engine", "queue", "queue", "tokenise", "tokenise"]
 
 
-@pytest.mark.parametrize("traceparent", ["nonsense", f"00-{'0' * 32}-{SPAN}-01", f"00-{TRACE}-{SPAN}", "00-" + "f" * 10_000])
+@pytest.mark.parametrize("traceparent", ["nonsense", f"00-{'0' * 32}-{SPAN}-01", f"00-{TRACE}-{SPAN}", "00-" + "f" * 4000])
 def test_a_malformed_parent_is_none(served: Server, collector: Collector, traceparent: str) -> None:
     assert len(embed(served, "one", traceparent=traceparent).tokens) == 1
     assert collector.named(METHOD)[METHOD].parent == ""
