@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from nv_embed_sidecar.engines.fake import FakeEngine
+from nv_embed_sidecar.http.database import find_database
 from nv_embed_sidecar.http.page import FILES, SHELL
 from nv_embed_sidecar.server import Server
 from nv_embed_sidecar.settings import Settings
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from services import serving
 
 from nv_embed import tokens
+from nv_embed.errors import InvalidInput
 
 OVER_HTTP = {"http": ("127.0.0.1:0",)}
 DATA = ("/ui/load", "/ui/database")
@@ -115,3 +117,20 @@ def test_settings_that_would_show_nothing_or_too_much_are_refused(given: dict[st
 def test_the_url_s_password_is_not_among_what_settings_print() -> None:
     settings = Settings(http=("127.0.0.1:0",), ui=True, ui_database_url="postgresql://a:hidden@h/d")
     assert "hidden" not in f"{settings!r} {settings}"
+
+
+def test_a_database_that_is_away_is_told_without_where_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    away = "postgresql://somebody:hidden@127.0.0.1:1/app"
+    with serving(FakeEngine(), ui=True, ui_database_url=away, **OVER_HTTP) as server:
+        refused = httpx.get(url(server) + "/ui/database", timeout=30)
+        assert httpx.get(url(server) + "/ui/load").status_code == 200
+    assert refused.status_code == 503
+    assert "cannot be reached (the sidecar's log says why)" in refused.json()["error"]["message"]
+    assert "127.0.0.1" in caplog.text
+    assert "hidden" not in refused.text + caplog.text
+
+
+def test_a_url_that_is_none_is_refused_without_being_quoted() -> None:
+    with pytest.raises(InvalidInput) as raised:
+        find_database("postgresql://somebody:hidden@host/app?nonsense=1")
+    assert "hidden" not in str(raised.value)
