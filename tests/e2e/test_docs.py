@@ -100,6 +100,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
         ("docs/http.md", []),
         ("docs/security.md", [384, True]),
         ("docs/scaling.md", []),
+        ("docs/ui.md", []),
         ("docs/operations.md", ["all-MiniLM-L6-v2", True, "all-MiniLM-L6-v2", 256, 1, "manuals"]),
     ],
 )
