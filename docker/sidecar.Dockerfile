@@ -22,16 +22,16 @@ COPY . .
 
 # Where Python packages come from is the builder's business: a pip.conf, if there is one, that no layer keeps.
 FROM build AS build-worker
-RUN --mount=type=secret,id=pip,target=/etc/pip.conf docker/build-sidecar none
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf docker/build-sidecar none tracing
 
 FROM build AS build-cpu
 ARG TORCH=cpu
-ARG EXTRAS=sidecar,minilm
+ARG EXTRAS=sidecar,minilm,tracing
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf docker/build-sidecar ${TORCH} ${EXTRAS}
 
 FROM build AS build-cuda
 ARG TORCH=cuda
-ARG EXTRAS=sidecar,minilm
+ARG EXTRAS=sidecar,minilm,tracing
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf docker/build-sidecar ${TORCH} ${EXTRAS}
 
 FROM python AS worker
