@@ -87,6 +87,11 @@ class BackendCaller:
                     answer.cancel()
 
 
+def _check_flat(texts: Sequence[Any]) -> None:
+    if any(isinstance(text, list) for text in texts):
+        raise InvalidInput("the array has more than one dimension", hint="give a one-dimensional array of texts")
+
+
 def reported_error(plpy: Any) -> type[Exception]:
     """The class that Postgres reports. PL/Python prints a class by its name before the message: this one reads `nv_embed: …`."""
     return type("nv_embed", (plpy.Error,), {"__module__": "builtins"})
@@ -144,8 +149,7 @@ class Session:
         """The vectors of an array of texts in text form, in its order; NULL for NULL."""
         if texts is None:
             return None
-        if any(isinstance(text, list) for text in texts):
-            raise InvalidInput("the array has more than one dimension", hint="give a one-dimensional array of texts")
+        _check_flat(texts)
         places = [place for place, text in enumerate(texts) if text is not None]
         result: list[str | None] = [None] * len(texts)
         try:
@@ -180,24 +184,16 @@ class Session:
     @reports
     def chunk(self, text: str | None, max_tokens: int | None, overlap: int | None, model: str | None) -> list[tuple[int, int, int, str]]:
         """Rows of (seq, start_char, end_char, content), both counted from 0, `end_char` exclusive."""
-        if text is None:
-            return []
-        if max_tokens is None:
-            raise InvalidInput("max_tokens is null", hint="say how many tokens a piece may have")
-        pieces = self._connect().chunk(text, max_tokens, overlap=overlap or 0, model=model)
-        return [(seq, piece.start_char, piece.end_char, text[piece.start_char : piece.end_char]) for seq, piece in enumerate(pieces)]
+        return [(seq, start, end, content) for seq, (start, end, content) in enumerate(self._pieces(text, max_tokens, overlap, model))]
 
     @reports
     def embed_chunks(
-        self, texts: Sequence[str | None], max_tokens: int, overlap: int, dim: int, model: str, revision: str
+        self, texts: Sequence[Any] | None, max_tokens: int | None, overlap: int | None, dim: int | None, model: str | None, revision: str | None
     ) -> tuple[list[int], list[int], list[int], list[str]]:
         """Cut texts and embed the pieces: the place of each one's text, counted from 1, its start and end in characters, and its vector."""
-        pieces = [
-            (place, piece.start_char, piece.end_char, text[piece.start_char : piece.end_char])
-            for place, text in enumerate(texts, 1)
-            if text is not None
-            for piece in self._connect().chunk(text, max_tokens, overlap=overlap, model=model)
-        ]
+        texts = texts or []
+        _check_flat(texts)
+        pieces = [(place, *piece) for place, text in enumerate(texts, 1) for piece in self._pieces(text, max_tokens, overlap, model)]
         vectors = self._vectors([piece for *_, piece in pieces], dim, "passage", model, None, revision)
         return [place for place, *_ in pieces], [start for _, start, *_ in pieces], [end for _, _, end, _ in pieces], vectors
 
@@ -261,6 +257,15 @@ class Session:
                 self._client = Client(**settings, caller=self._caller, label="the configured sidecar", trace=lambda: self._trace)
             self._settings = settings
         return self._client
+
+    def _pieces(self, text: str | None, max_tokens: int | None, overlap: int | None, model: str | None) -> list[tuple[int, int, str]]:
+        """First character, the one after the last, and content of each piece; of NULL there is none."""
+        if text is None:
+            return []
+        if max_tokens is None:
+            raise InvalidInput("max_tokens is null", hint="say how many tokens a piece may have")
+        pieces = self._connect().chunk(text, max_tokens, overlap=overlap or 0, model=model)
+        return [(piece.start_char, piece.end_char, text[piece.start_char : piece.end_char]) for piece in pieces]
 
     def _vectors(
         self, texts: Sequence[str], dim: int | None, input_type: str | None, model: str | None, truncate: str | None, revision: str | None

@@ -12,7 +12,10 @@ BEGIN
     IF relation IS NULL THEN
         RAISE EXCEPTION 'relation is null' USING ERRCODE = '22004', HINT = 'name a table';
     END IF;
-    SELECT * INTO STRICT c FROM pg_class AS s WHERE s.oid = relation;
+    SELECT * INTO c FROM pg_class AS s WHERE s.oid = relation;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no relation %', relation::oid USING ERRCODE = '42P01', HINT = 'name a table';
+    END IF;
     IF c.relkind NOT IN ('r', 'p') THEN
         RAISE EXCEPTION '% is not a table', nv_embed.qualified(relation)
             USING ERRCODE = '42809', HINT = 'declare the table that a view or a foreign table reads';

@@ -154,7 +154,7 @@ DECLARE
     found text;
 BEGIN
     IF octet_length(whole) > most THEN
-        WHILE octet_length(stem) > most - 9 LOOP
+        WHILE octet_length(stem) > greatest(most - 9, 0) LOOP
             stem := left(stem, -1);
         END LOOP;
         stem := stem || '_' || left(md5(whole), 8);
