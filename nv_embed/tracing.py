@@ -10,6 +10,7 @@ A span says what was done and for how long, in numbers and names that are our ow
 In:  work      Out: spans
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,6 +26,8 @@ from nv_embed.errors import InvalidInput
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, Tracer
+
+log = logging.getLogger(__name__)
 
 Value = str | int | float | bool | list[str] | list[int]
 
@@ -143,8 +146,19 @@ def opened(service: str, given: str | None) -> Tracing:
         service: how the program is called, unless OTEL_SERVICE_NAME says it.
         given: the collector; what OpenTelemetry's environment says unless given.
     Raises:
-        InvalidInput: there is no such collector, or what is needed for it is not installed.
+        InvalidInput: the collector that was given cannot be one, or what is needed for it is not installed. Where the environment names one, which is
+            often set for all programs of a machine, that is a warning, and there are no traces.
     """
+    try:
+        return _opened(service, given)
+    except InvalidInput as error:
+        if given is not None:
+            raise
+        log.warning("no traces: %s", error)
+        return Tracing()
+
+
+def _opened(service: str, given: str | None) -> Tracing:
     endpoint = collector(given)
     if endpoint is None:
         return Tracing()

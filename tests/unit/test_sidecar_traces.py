@@ -255,13 +255,23 @@ def test_the_environment_of_opentelemetry_is_honoured(collector: Collector, monk
     monkeypatch.delenv("OTEL_TRACES_EXPORTER")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
     with pytest.raises(InvalidInput, match="4317"):
-        tracing.opened("nv-embed-sidecar", None)
+        tracing.opened("nv-embed-sidecar", collector.endpoint)
 
 
 def test_without_the_package_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(InvalidInput, match=r"nv-embed\[tracing\]"):
         tracing.opened("nv-embed-sidecar", "http://127.0.0.1:4317")
+
+
+def test_an_environment_that_was_set_for_others_stops_nobody(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+    assert tracing.opened("nv-embed-sidecar", None).tracer is None
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_PROTOCOL")
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    assert tracing.opened("nv-embed-worker", None).tracer is None
+    assert ["4317" in caplog.messages[0], "nv-embed[tracing]" in caplog.messages[1]] == [True, True]
 
 
 def test_a_collector_that_is_away_costs_no_call_anything(collector: Collector) -> None:
