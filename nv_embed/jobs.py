@@ -137,6 +137,16 @@ class Queue:
         rows = self.connection.execute("SELECT * FROM nv_embed.claim(%s::bigint[], %s, %s)", [list(generations), most, timedelta(seconds=lease_s)])
         return [Job(*row) for row in rows]
 
+    def claim_range(self, generation: int, most: int, lease_s: float) -> tuple[list[Job], bool]:
+        """Of the rows that a table had before, the next in the order of their keys, and whether that was the last of them.
+
+        There may be no jobs although it was not: somebody else takes a step, or what may be taken in a second is used up.
+        """
+        row = self.connection.execute("SELECT * FROM nv_embed.claim_range(%s, %s, %s)", [generation, most, timedelta(seconds=lease_s)]).fetchone()
+        assert row is not None
+        keys, ids, is_last = row
+        return [Job(generation, key, id, 0) for key, id in zip(keys, ids, strict=True)], is_last
+
     def read(self, generation: int, jobs: Sequence[Job], most_bytes: int) -> list[Text]:
         """What the rows of jobs of one generation read, in their order."""
         rows = self.connection.execute("SELECT * FROM nv_embed.read(%s, %s, %s)", [generation, [job.key for job in jobs], most_bytes])
@@ -168,14 +178,15 @@ class Queue:
         keys, ids = [job.key for job in jobs], [job.id for job in jobs]
         self.connection.execute("SELECT nv_embed.fail(%s, %s, %s::bigint[], %s, %s, %s)", [generation, keys, ids, error, list(messages), retry_in])
 
-    def release(self, jobs: Sequence[Job], lease_s: float = 0.0) -> None:
-        """Another lease from now, for jobs of any generations; one of no length gives them back."""
+    def release(self, jobs: Sequence[Job], lease_s: float = 0.0) -> list[Job]:
+        """Another lease from now, for jobs of any generations; one of no length gives them back. Returns those that are not ours any more."""
         left = list(jobs)
         for pause_s in RELEASE_PAUSES_S:
             time.sleep(pause_s)
             left = [job for generation in {job.generation for job in left} for job in self._release(generation, left, lease_s)]
             if not left:
                 break
+        return left
 
     def _release(self, generation: int, jobs: Sequence[Job], lease_s: float) -> list[Job]:
         """Those of one generation that could not be released."""

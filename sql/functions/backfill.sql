@@ -2,6 +2,9 @@
 --
 -- A declaration of a large table leaves them to the workers, who queue them in steps along the primary key: no step holds a lock that anybody waits for,
 -- and none takes long. Rows that are written meanwhile queue themselves, on whichever side of the step they are.
+--
+-- A step may also be somebody's own from the first: a range (`claim_range`), whose jobs come into the queue with a lease. There is one cursor for both, so no
+-- row is handed out twice, and a range whose owner dies is what any other jobs are whose lease ran out.
 
 CREATE OR REPLACE FUNCTION nv_embed.count_rows(generation bigint) RETURNS void
 LANGUAGE plpgsql
@@ -61,7 +64,7 @@ $$;
 COMMENT ON FUNCTION nv_embed.step_sql(nv_embed.embedding, nv_embed.generation, boolean)
     IS 'A query: the next rows in the order of the primary key, and whether they await a vector. $2 is the key after which to begin, $3 how many, NULL all.';
 
--- $1 is the generation.
+-- $1 is the generation, $4 the lease of what is queued, NULL for none. Only then are the jobs returned.
 CREATE OR REPLACE FUNCTION nv_embed.backfill_sql(id bigint, is_first boolean) RETURNS text
 LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
@@ -73,13 +76,15 @@ BEGIN
         $sql$
             WITH step AS MATERIALIZED (%s),
             queued AS (
-                INSERT INTO nv_embed.job (generation, key, stale)
-                SELECT $1, key, false FROM step WHERE awaits ORDER BY place
+                INSERT INTO nv_embed.job (generation, key, stale, leased_until)
+                SELECT $1, key, false, pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) $4 FROM step WHERE awaits ORDER BY place
                 ON CONFLICT (generation, key) DO NOTHING
-                RETURNING 1
+                RETURNING key, id
             )
             SELECT (SELECT key FROM step ORDER BY place DESC LIMIT 1) AS after, (SELECT pg_catalog.count(*) FROM step) AS seen,
-                (SELECT pg_catalog.count(*) FROM queued) AS queued
+                (SELECT pg_catalog.count(*) FROM queued) AS queued,
+                CASE WHEN $4 IS NOT NULL THEN ARRAY(SELECT key FROM queued ORDER BY id) END AS keys,
+                CASE WHEN $4 IS NOT NULL THEN ARRAY(SELECT id FROM queued ORDER BY id) END AS ids
         $sql$,
         nv_embed.step_sql(declared.e, declared.g, is_first)
     );
@@ -139,7 +144,7 @@ BEGIN
     ELSIF b.counted AND (nv_embed.cut_from((nv_embed.declaration(generation)).g)).id IS NOT NULL THEN
         RETURN nv_embed.cut_step(generation, b.after);
     ELSIF b.counted THEN
-        RETURN nv_embed.queue_step(generation, b.after, most);
+        RETURN (nv_embed.queue_step(generation, b.after, most, NULL)).queued;
     END IF;
     RETURN NULL;
 END
@@ -148,7 +153,9 @@ $$;
 COMMENT ON FUNCTION nv_embed.backfill_step(bigint, int)
     IS 'Counts the rows of a table, or cuts or queues the next of them; returns how many it queued, NULL when there is nothing to do or somebody does it.';
 
-CREATE OR REPLACE FUNCTION nv_embed.queue_step(generation bigint, after text, most int) RETURNS bigint
+CREATE OR REPLACE FUNCTION nv_embed.queue_step(
+    generation bigint, after text, most int, lease interval, OUT queued bigint, OUT keys text[], OUT ids bigint[]
+)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -157,15 +164,45 @@ DECLARE
     allowed CONSTANT int := nv_embed.allowance(generation, most);
     step record;
 BEGIN
+    queued := 0;
     IF allowed = 0 THEN
-        RETURN 0;
+        RETURN;
     END IF;
-    EXECUTE nv_embed.backfill_sql(generation, after IS NULL) INTO step USING generation, after, allowed;
-    RETURN nv_embed.end_step(generation, step.after, step.seen < allowed, step.queued);
+    EXECUTE nv_embed.backfill_sql(generation, after IS NULL) INTO step USING generation, after, allowed, lease;
+    queued := nv_embed.end_step(generation, step.after, step.seen < allowed, step.queued);
+    keys := step.keys;
+    ids := step.ids;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.queue_step(bigint, text, int) IS 'Queues those of the next rows that lack a vector; returns how many.';
+COMMENT ON FUNCTION nv_embed.queue_step(bigint, text, int, interval)
+    IS 'Queues those of the next rows that lack a vector; how many, and with a lease the jobs themselves, which are the caller''s for so long.';
+
+-- What is cut to size inside of the database needs no owner. Cutting runs the user's triggers: no SET search_path, and every name with its schema.
+CREATE OR REPLACE FUNCTION nv_embed.claim_range(generation bigint, most int, lease interval, OUT keys text[], OUT ids bigint[], OUT is_last boolean)
+LANGUAGE plpgsql
+SET extra_float_digits = 3
+SET datestyle = 'ISO, YMD'
+SET intervalstyle = 'postgres'
+SET timezone = 'UTC'
+AS $$
+DECLARE
+    b CONSTANT nv_embed.backfill := nv_embed.take_step(generation);
+BEGIN
+    IF b.counted AND (nv_embed.cut_from((nv_embed.declaration(generation)).g)).id IS NOT NULL THEN
+        PERFORM nv_embed.cut_step(generation, b.after);
+    ELSIF b.counted THEN
+        SELECT s.keys, s.ids INTO keys, ids FROM nv_embed.queue_step(generation, b.after, most, lease) AS s;
+    END IF;
+    keys := coalesce(keys, '{}');
+    ids := coalesce(ids, '{}');
+    is_last := NOT EXISTS (SELECT FROM nv_embed.backfill AS s WHERE s.generation OPERATOR(pg_catalog.=) claim_range.generation);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.claim_range(bigint, int, interval)
+    IS 'Leases the next rows in the order of the primary key that lack a vector: their jobs, none where somebody else takes a step, where rows are cut or where the '
+       'allowance is used up; and whether all rows that were there have been handed out.';
 
 CREATE OR REPLACE FUNCTION nv_embed.queue_rows(generation bigint) RETURNS bigint
 LANGUAGE plpgsql
@@ -179,7 +216,7 @@ DECLARE
     held CONSTANT regclass := nv_embed.hold_generation(generation);
     step record;
 BEGIN
-    EXECUTE nv_embed.backfill_sql(generation, true) INTO step USING generation, NULL::text, NULL::bigint;
+    EXECUTE nv_embed.backfill_sql(generation, true) INTO step USING generation, NULL::text, NULL::bigint, NULL::interval;
     PERFORM nv_embed.tell(generation, 0, 0, 0, step.queued, 0);
     PERFORM nv_embed.wake();
     RETURN step.queued;

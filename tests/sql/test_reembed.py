@@ -12,6 +12,7 @@ import pytest
 from conftest import Connection
 from counting import Counter
 from installs import BOTH, EXTENSION, Install
+from program import eventually
 from servers import Sidecar
 from vectors import cosine, one, parsed
 from workers import drain, working
@@ -598,3 +599,48 @@ def test_a_table_of_another_owner_is_no_chunk_table(db: Connection, connect: Cal
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=r"chunk table .* has been altered"):
         app.execute("TRUNCATE bait")
     assert one(db, "SELECT count(*) FROM victim") == 1
+
+
+def test_a_range_is_the_next_rows_leased_and_workers_have_what_is_beyond_it(db: Connection, dsn: str, client: Client, counter: Counter) -> None:
+    declare(db, rows=30)
+    drain(dsn, counter.address)
+    counter.pages.clear()
+    id = reembed(db, dim=512)
+    generation = one(db, "SELECT to_generation FROM nv_embed.reembedding WHERE id = %s", [id])
+    claim = "SELECT keys, ids, is_last FROM nv_embed.claim_range(%s, 10, '1 hour')"
+    assert db.execute(claim, [generation]).fetchone() == ([], [], False)  # the first step counts
+    row = db.execute(claim, [generation]).fetchone()
+    assert row is not None
+    keys, ids, is_last = row
+    assert (keys, is_last) == ([f"{{{n}}}" for n in range(1, 11)], False)
+
+    drain(dsn, counter.address)
+    assert sorted(text for page in counter.pages for text in page) == sorted(f"body {n}" for n in range(11, 31))
+    assert db.execute(claim, [generation]).fetchone() == ([], [], True)
+    assert one(db, "SELECT nv_embed.advance_reembedding(%s)", [id]) == "backfilling"  # a range is not done because it was handed out
+
+    assert one(db, "SELECT nv_embed.release(%s, %s, %s, '0')", [generation, keys, ids]) == list(range(1, 11))
+    drain(dsn, counter.address)
+    assert len([text for page in counter.pages for text in page]) == 30
+    assert one(db, "SELECT nv_embed.advance_reembedding(%s)", [id]) != "backfilling"
+    assert right(db, client, 512, f"embedding_g{generation}") == 30
+
+
+def test_a_range_obeys_the_limit_of_rows_a_second(db: Connection) -> None:
+    declare(db, rows=30)
+    reembed(db, dim=512, rows_per_s=0.001)
+    generation = one(db, "SELECT max(id) FROM nv_embed.generation")
+    for _ in range(3):
+        found = db.execute("SELECT keys, is_last FROM nv_embed.claim_range(%s, 10, '1 hour')", [generation]).fetchone()
+        assert found == ([], False)
+
+
+def test_vectors_that_are_only_cut_need_nobody_to_claim_them(db: Connection, dsn: str, client: Client) -> None:
+    declare(db, dim=512, rows=30)
+    drain(dsn, client.endpoint)
+    reembed(db, dim=384)
+    generation = one(db, "SELECT max(id) FROM nv_embed.generation")
+    claim = "SELECT keys, is_last FROM nv_embed.claim_range(%s, 10, '1 hour')"
+    assert eventually(lambda: db.execute(claim, [generation]).fetchone() == ([], True))
+    assert one(db, "SELECT count(*) FROM nv_embed.job WHERE generation = %s", [generation]) == 0
+    assert right(db, client, 384, f"embedding_g{generation}") == 30
