@@ -126,6 +126,7 @@ class Lane:
         pace: of the lanes of this worker, at backfills of so many rows a second.
         patience_s: how long to try while the sidecar or the database is away; None is for ever.
         tracing: makes a span of each batch, which its calls are a part of.
+        write_s: what writing some rows at once may take.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class Lane:
         pace: Pace,
         patience_s: float | None = None,
         tracing: Tracing | None = None,
+        write_s: float = WRITE_S,
     ) -> None:
         self.client = client
         self.leaves_some = False
@@ -148,6 +150,7 @@ class Lane:
         self._counts = counts
         self._patience_s = patience_s
         self._tracing = tracing or Tracing()
+        self._write_s = write_s
         self._queue: Queue | None = None
         self._served: tuple[float, set[tuple[str, str]]] = (0.0, set())
         self._excluded: dict[int, float] = {}
@@ -185,15 +188,40 @@ class Lane:
             EmbedError, psycopg.Error: what was away for longer than `patience_s`.
         """
         try:
-            found = self._step()
+            return self._attempt(self._step)
+        except Refused as refused:
+            log.error("%s: left alone for %d s", refused, EXCLUDED_S)
+            self._excluded[refused.generation.id] = time.monotonic() + EXCLUDED_S
+        return True
+
+    def fill(self, generation: Generation, jobs: Sequence[Job]) -> None:
+        """Do jobs that the caller has claimed, as far as they are still leased: what another one has is not embedded twice.
+
+        Raises:
+            EmbedError, psycopg.Error: what was away for longer than `patience_s`.
+            Refused: the table cannot be read or written.
+        """
+        self._attempt(lambda: self._fill(generation, jobs))
+
+    def begin(self) -> None:
+        """Have its patience start anew: it was idle."""
+        self._well = time.monotonic()
+
+    @property
+    def most(self) -> int:
+        """How many jobs it takes at a time."""
+        return self._most
+
+    def _attempt(self, work: Callable[[], bool]) -> bool:
+        try:
+            found = work()
             self._troubles, self._well = 0, time.monotonic()
             return found
         except EmbedError as error:
             self._wait_for_sidecar(error)
-        except Refused as refused:
-            log.error("%s: left alone for %d s", refused, EXCLUDED_S)
-            self._excluded[refused.generation.id] = time.monotonic() + EXCLUDED_S
+        except Refused:
             self._give_back()
+            raise
         except psycopg.Error as error:
             log.warning("the database: %s", first_line(error))
             self._left += self.held
@@ -204,12 +232,23 @@ class Lane:
             self.held = []
         return True
 
-    def _step(self) -> bool:
+    def _connected(self) -> Queue:
         if self._queue is None:
             self._queue = self._connect()
             self._queue.release(self._left)
             self._left = []
-        writable = self._writable(self._queue.work())
+        return self._queue
+
+    def _fill(self, generation: Generation, jobs: Sequence[Job]) -> bool:
+        lost = {job.id for job in self._connected().release(jobs, self._lease_s)}
+        self.held = [job for job in jobs if job.id not in lost]
+        generations = {generation.id: generation}
+        self._counts.claim(self.held, generations)
+        self._do(self.held, generations)
+        return True
+
+    def _step(self) -> bool:
+        writable = self._writable(self._connected().work())
         generations = {generation.id: generation for generation in self._served_of(writable)}
         begun_ns = time.time_ns()
         jobs = self._look(generations)
@@ -468,9 +507,9 @@ class Lane:
 
     def _adapt_rows(self, rows: int, seconds: float) -> None:
         """Find how many rows a table lets be written in the time."""
-        if seconds > WRITE_S:
-            self._rows = max(FEWEST_ROWS, int(rows * WRITE_S / seconds))
-        elif rows == self._rows and seconds < WRITE_S / 4:
+        if seconds > self._write_s:
+            self._rows = max(FEWEST_ROWS, int(rows * self._write_s / seconds))
+        elif rows == self._rows and seconds < self._write_s / 4:
             self._rows = min(MOST_JOBS, self._rows * 2)
 
     def _wait_for_sidecar(self, error: EmbedError) -> None:

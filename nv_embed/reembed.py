@@ -141,6 +141,23 @@ def status(connection: Connection, id: int) -> Status:
     return Status(*row)
 
 
+def differences(connection: Connection, found: Status, wanted: Wanted) -> list[str]:
+    """Names of what is asked for that is not what a re-embedding which is under way makes."""
+    model = wanted.model and model_name(connection, wanted.model)
+    return [
+        name
+        for name, asked, has in (
+            ("model", model, found.to_model),
+            ("dim", wanted.dim, found.to_dim),
+            ("storage", wanted.storage, found.to_storage),
+            ("source", wanted.source, found.to_source),
+            ("chunk_tokens", wanted.chunk_tokens, found.to_chunk_tokens or 0),
+            ("chunk_overlap", wanted.chunk_overlap, found.to_chunk_overlap),
+        )
+        if asked is not None and asked != has
+    ]
+
+
 def begin(connection: Connection, wanted: Wanted) -> int:
     """Returns its id."""
     row = connection.execute(

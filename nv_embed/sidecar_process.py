@@ -4,7 +4,7 @@ A sidecar that runs in the background.
 The library never imports the sidecar; it starts it as a program. A sidecar that was started here is found again by its own command line, which names
 the file in which it says when it is ready: no number of a process is kept that could come to mean another one.
 
-In:  a model and addresses      Out: a process that outlives the caller, and where it answers
+In:  a model and addresses      Out: a process that outlives the caller unless told otherwise, and where it answers
 """
 
 import json
@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -76,17 +77,20 @@ class SidecarProcess:
     ready_file: Path
     log: Path
 
-    def start(self, model: str, addresses: Sequence[str], options: Sequence[str] = ()) -> Serving:
+    def start(self, model: str, addresses: Sequence[str], options: Sequence[str] = (), *, outlives: bool = True) -> Serving:
         """Start a sidecar and wait until it serves. It has a session of its own, so that it outlives the terminal.
 
         Args:
             options: further ones of its command line, other than `--ready-file`.
+            outlives: whether it goes on when the thread that started it is gone; else Linux tells it to end then, however the caller died.
         Raises:
             SidecarFailed: it ended, or is not ready in time.
         """
         self.ready_file.unlink(missing_ok=True)
         listen = [word for address in addresses for word in ("--listen", address)]
         command = [sys.executable, "-m", "nv_embed_sidecar", "--model", model, *listen, "--ready-file", str(self.ready_file), *options]
+        if not outlives:
+            command = ["setpriv", "--pdeathsig", "TERM", "--", *command]
         process: subprocess.Popen[bytes] | None = None
         try:
             with _uninterrupted(), self.log.open("ab") as log:
@@ -184,6 +188,9 @@ def _names(command: list[str], ready_file: Path) -> bool:
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Ctrl-C waits for what is done inside: a process must not have begun without its id being known."""
+    if threading.current_thread() is not threading.main_thread():  # whom Ctrl-C does not reach
+        yield
+        return
     heard: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
     try:

@@ -2,6 +2,7 @@
 A real gRPC server between a client and a sidecar, which counts what passes, and refuses what it is told to.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ class Counter(EmbedderServicer):
         refuse: called with each request's texts; returns a status, what it says and trailing metadata, or None to pass the call on.
         address: where to reach this server.
         pages: the texts of every `Embed` call so far.
+        arrivals: for each text, when it came last, in seconds since 1970.
         refused: how many calls were refused.
     """
 
@@ -34,10 +36,12 @@ class Counter(EmbedderServicer):
     refuse: Callable[[Sequence[str]], Refusal | None] = lambda _: None
     address: str = ""
     pages: list[list[str]] = field(default_factory=list)
+    arrivals: dict[str, float] = field(default_factory=dict)
     refused: int = 0
 
     def Embed(self, request: pb.EmbedRequest, context: grpc.ServicerContext) -> pb.EmbedResponse:
         self.pages.append(list(request.texts))
+        self.arrivals.update(dict.fromkeys(request.texts, time.time()))
         refusal = self.refuse(request.texts)
         if refusal is not None:
             self.refused += 1

@@ -158,21 +158,9 @@ def _find_or_begin(connection: "psycopg.Connection[Any]", wanted: "Wanted", scre
 
 def _check_same(connection: "psycopg.Connection[Any]", found: "Status", wanted: "Wanted") -> None:
     """What is asked for beside a re-embedding that is under way must be that one."""
-    from nv_embed.reembed import model_name
+    from nv_embed.reembed import differences
 
-    model = wanted.model and model_name(connection, wanted.model)
-    differs = [
-        name
-        for name, asked, has in (
-            ("--model", model, found.to_model),
-            ("--dim", wanted.dim, found.to_dim),
-            ("--storage", wanted.storage, found.to_storage),
-            ("--source", wanted.source, found.to_source),
-            ("--chunk-tokens", wanted.chunk_tokens, found.to_chunk_tokens or 0),
-            ("--chunk-overlap", wanted.chunk_overlap, found.to_chunk_overlap),
-        )
-        if asked is not None and asked != has
-    ]
+    differs = [f"--{name.replace('_', '-')}" for name in differences(connection, found, wanted)]
     if differs:
         going = _vectors(found)
         raise Failure(
