@@ -6,7 +6,7 @@ proto := nv_embed/proto/nv_embed
 version = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' nv_embed/__init__.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-system demo up down test test-slow chaos reembedding check proto proto-check bench soak lock images-check chart-check clean
+.PHONY: help setup setup-system demo up down test test-slow chaos reembedding ray check proto proto-check bench soak lock images-check chart-check clean
 
 help: ## Say what can be done
 	@echo 'make TARGET, with TARGET one of:'
@@ -44,6 +44,9 @@ chaos: setup ## Ten minutes of changes while workers, sidecar and PostgreSQL are
 
 reembedding: setup ## From one model to another under traffic; ROWS=20000
 	@NV_EMBED_REEMBED_ROWS=$(or $(ROWS),20000) $(bin)/python -m pytest tests/e2e/test_reembed_traffic.py --timeout 3600 $(ARGS)
+
+ray: setup ## Re-embedding by a Ray cluster of three nodes, one of which is killed; ROWS=200000
+	@NV_EMBED_RAY_ROWS=$(or $(ROWS),200000) $(bin)/python -m pytest tests/integrations/test_ray.py -k killed --durations 3 $(ARGS)
 
 check: setup proto-check ## Style, types, layers, scripts, known vulnerabilities: what is checked without running
 	$(bin)/ruff check
