@@ -19,7 +19,7 @@ setup: ## Install what is missing: Debian packages (as root), pgvector, the exte
 	@setup/setup.sh
 
 # Tests look at the sidecar's page in Debian's Chromium, which nothing else needs.
-test test-slow: export TESTS := 1
+test test-slow chaos reembedding ray check proto proto-check bench soak chart-check: export TESTS := 1
 
 setup-system: ## Debian packages only: the part of set-up that needs root
 	@setup/setup.sh system

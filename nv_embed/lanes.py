@@ -240,11 +240,12 @@ class Lane:
         return self._queue
 
     def _fill(self, generation: Generation, jobs: Sequence[Job]) -> bool:
+        begun_ns = time.time_ns()
         lost = {job.id for job in self._connected().release(jobs, self._lease_s)}
         self.held = [job for job in jobs if job.id not in lost]
         generations = {generation.id: generation}
         self._counts.claim(self.held, generations)
-        self._do(self.held, generations)
+        self._do(self.held, generations, begun_ns)
         return True
 
     def _step(self) -> bool:
@@ -254,17 +255,19 @@ class Lane:
         jobs = self._look(generations)
         self.leaves_some = len(jobs) == self._most
         if jobs:
-            relations = sorted({generations[job.generation].relation for job in jobs})
-            with self._tracing.span("batch", begun_ns, rows=len(jobs), relations=relations):
-                self._tracing.record("claim", begun_ns, rows=len(jobs))
-                self._do(jobs, generations)
+            self._do(jobs, generations, begun_ns)
         if self.leaves_some:
             return True
         # Queueing and cutting ask no model, so it need not be served.
         return self._backfill([generation for generation in writable if generation.is_backfilling]) or bool(jobs)
 
-    def _do(self, jobs: Sequence[Job], generations: dict[int, Generation]) -> None:
-        """Read, embed and write."""
+    def _do(self, jobs: Sequence[Job], generations: dict[int, Generation], begun_ns: int) -> None:
+        relations = sorted({generations[job.generation].relation for job in jobs})
+        with self._tracing.span("batch", begun_ns, rows=len(jobs), relations=relations):
+            self._tracing.record("claim", begun_ns, rows=len(jobs))
+            self._read_and_embed(jobs, generations)
+
+    def _read_and_embed(self, jobs: Sequence[Job], generations: dict[int, Generation]) -> None:
         begun = time.monotonic()
         by_kind: dict[Kind, list[Text]] = defaultdict(list)
         for id, group in groupby(jobs, key=lambda job: job.generation):

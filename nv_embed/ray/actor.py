@@ -25,9 +25,10 @@ from psycopg.types.json import Jsonb
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from nv_embed.client import Client
+from nv_embed.counts import Counts
 from nv_embed.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable, UnknownModel
 from nv_embed.jobs import Generation, Job, Queue
-from nv_embed.lanes import Counts, Lane, Refused, first_line
+from nv_embed.lanes import Lane, Pace, Refused, first_line
 from nv_embed.ray.ranges import Ranges, connect
 from nv_embed.ray.settings import Settings
 from nv_embed.ray.sidecar import OwnSidecar
@@ -170,7 +171,14 @@ class Filler:
             _check_served(client, endpoint, generation)
             self._lanes[endpoint] = [
                 Lane(
-                    lambda: connect(settings.database_url), client, settings.lease_s, time.sleep, self._counts, settings.patience_s, settings.write_s
+                    lambda: connect(settings.database_url),
+                    client,
+                    settings.lease_s,
+                    time.sleep,
+                    self._counts,
+                    Pace(),
+                    settings.patience_s,
+                    write_s=settings.write_s,
                 )
                 for _ in range(settings.lanes)
             ]

@@ -40,7 +40,7 @@ ROWS = int(os.environ.get("NV_EMBED_RAY_ROWS", "3000"))
 
 LEASE_S = 6
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(180 + ROWS // 100)]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(180 + ROWS // 100)]
 
 AUDIT = """
     CREATE TABLE written (id int NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp());

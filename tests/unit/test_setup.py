@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -43,11 +44,11 @@ def run_setup(machine: dict[str, str], folder: Path, *arguments: str) -> subproc
     )
 
 
-def ask(machine: dict[str, str], question: str) -> list[str]:
+def ask(machine: dict[str, str], question: str, folder: Path = CHECKOUT) -> list[str]:
     """The answer of one of set-up's functions, in lines."""
     parts = " ".join(f". setup/{part}.sh;" for part in ("report", "debian", "pgroot", "pgvector", "torch", "venv"))
     script = f"set -euo pipefail; python=/usr/bin/python3; {parts} {question}"
-    done = subprocess.run(["bash", "-c", script], env=machine, cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(["bash", "-c", script], env=machine, cwd=folder, capture_output=True, text=True, timeout=60, check=True)
     return done.stdout.splitlines()
 
 
@@ -62,6 +63,30 @@ def test_an_ordinary_user_is_told_the_one_command_for_root(machine: dict[str, st
     assert "postgresql-17 postgresql-plpython3-17 postgresql-server-dev-17" in done.stderr
     assert "sudo make setup-system" in done.stderr
     assert not (Path(machine["TOOLS"]) / "apt-get-was-called").exists()
+
+
+def test_what_runs_needs_less_than_what_is_tested(machine: dict[str, str]) -> None:
+    wanted = {canonicalize_name(pin.split("==")[0]) for pin in ask(machine, "wanted_pins")}
+    listed = (CHECKOUT / "setup/needed.txt").read_text().splitlines()
+    made = subprocess.run([sys.executable, CHECKOUT / "setup/needed.py"], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert sorted(wanted) == listed == made, "run make lock, or setup/needed.py > setup/needed.txt"
+    assert {"grpcio", "torch", "fastapi", "bm25s", "opentelemetry-sdk"} <= wanted
+    assert not {"pytest", "ray", "playwright", "openai"} & wanted
+    assert len(ask({**machine, "TESTS": "1"}, "wanted_pins")) == len(PINS)
+
+
+def test_an_environment_for_tests_serves_the_demo_and_not_the_other_way_round(machine: dict[str, str], tmp_path: Path) -> None:
+    for part in ("setup", "sidecar/native"):
+        shutil.copytree(CHECKOUT / part, tmp_path / part)
+    for file in ("constraints.txt", "pyproject.toml"):
+        shutil.copy(CHECKOUT / file, tmp_path)
+    (tmp_path / ".venv").mkdir()
+    machines = {"demo": machine, "tests": {**machine, "TESTS": "1"}}
+    answers = {}
+    for made_for, maker in machines.items():
+        ask(maker, "venv_mark >.venv/.contents", tmp_path)
+        answers[made_for] = {name: ask(asking, "venv_is_current && echo yes || echo no", tmp_path) for name, asking in machines.items()}
+    assert answers == {"demo": {"demo": ["yes"], "tests": ["no"]}, "tests": {"demo": ["yes"], "tests": ["yes"]}}
 
 
 def test_a_browser_and_prometheus_are_needed_for_tests_only(machine: dict[str, str]) -> None:
