@@ -28,14 +28,18 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.key_columns(regclass) IS 'Columns of the primary key in order, each with its type and the operator that compares it.';
 
+-- Names alone, from two catalogs: a statement that writes asks for this several times, and key_columns() reads nine.
 CREATE OR REPLACE FUNCTION nv_embed.key_sql(relation regclass, alias name) RETURNS text
 LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN (
-        SELECT format('(ARRAY[%s]::pg_catalog.text COLLATE pg_catalog."C")', string_agg(format('pg_catalog.concat(%I.%I)', alias, k.column_name), ', ' ORDER BY k.place))
-        FROM nv_embed.key_columns(relation) AS k
+        SELECT format('(ARRAY[%s]::pg_catalog.text COLLATE pg_catalog."C")', string_agg(format('pg_catalog.concat(%I.%I)', alias, a.attname), ', ' ORDER BY k.place))
+        FROM pg_index AS i
+        CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, place)
+        JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+        WHERE i.indrelid = relation AND i.indisprimary AND k.place <= i.indnkeyatts
     );
 END
 $$;
