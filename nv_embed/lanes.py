@@ -116,7 +116,6 @@ class Lane:
     """One thread's work.
 
     Attributes:
-        leaves_some: whether the last step found more than it took, so that another lane has something to do too.
         held: jobs that are leased just now.
 
     Args:
@@ -142,7 +141,6 @@ class Lane:
         write_s: float = WRITE_S,
     ) -> None:
         self.client = client
-        self.leaves_some = False
         self._connect = connect
         self._pace = pace
         self._lease_s = lease_s
@@ -181,14 +179,16 @@ class Lane:
             self._queue.connection.close()
             self._queue = None
 
-    def step(self) -> bool:
+    def step(self, call: Callable[[], None] = lambda: None) -> bool:
         """Do one batch. Returns whether there was any.
 
+        Args:
+            call: called as soon as there is more than this lane takes, so that others help.
         Raises:
             EmbedError, psycopg.Error: what was away for longer than `patience_s`.
         """
         try:
-            return self._attempt(self._step)
+            return self._attempt(lambda: self._step(call))
         except Refused as refused:
             log.error("%s: left alone for %d s", refused, EXCLUDED_S)
             self._excluded[refused.generation.id] = time.monotonic() + EXCLUDED_S
@@ -248,18 +248,21 @@ class Lane:
         self._do(self.held, generations, begun_ns)
         return True
 
-    def _step(self) -> bool:
+    def _step(self, call: Callable[[], None]) -> bool:
         writable = self._writable(self._connected().work())
         generations = {generation.id: generation for generation in self._served_of(writable)}
         begun_ns = time.time_ns()
         jobs = self._look(generations)
-        self.leaves_some = len(jobs) == self._most
+        is_full = len(jobs) == self._most
+        if is_full:
+            call()
         if jobs:
             self._do(jobs, generations, begun_ns)
-        if self.leaves_some:
-            return True
         # Queueing and cutting ask no model, so it need not be served.
-        return self._backfill([generation for generation in writable if generation.is_backfilling]) or bool(jobs)
+        if not is_full and self._backfill([generation for generation in writable if generation.is_backfilling]):
+            call()
+            return True
+        return bool(jobs)
 
     def _do(self, jobs: Sequence[Job], generations: dict[int, Generation], begun_ns: int) -> None:
         relations = sorted({generations[job.generation].relation for job in jobs})
@@ -322,10 +325,10 @@ class Lane:
 
     def _backfill(self, generations: Sequence[Generation]) -> bool:
         try:
-            self.leaves_some = any(self._backfill_step(generation) for generation in generations if not generation.is_limited)
-            if not self.leaves_some:
+            found = any(self._backfill_step(generation) for generation in generations if not generation.is_limited)
+            if not found:
                 self._backfill_slowly([generation for generation in generations if generation.is_limited])
-            return self.leaves_some
+            return found
         except GIVES_WAY:
             self._pause(SHORTEST_PAUSE_S)
             return True

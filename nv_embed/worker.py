@@ -131,6 +131,10 @@ class Worker:
             self._calls += 1
             self._changed.notify_all()
 
+    def _call_idle(self) -> None:
+        if self._idle:
+            self.call()
+
     def is_idle(self) -> bool:
         return len(self._idle) == len(self._lanes)
 
@@ -149,10 +153,8 @@ class Worker:
     def _run_lane(self, lane: Lane) -> None:
         try:
             while not self._stopping:
-                if not lane.step():
+                if not lane.step(self._call_idle):
                     self._await_call(lane)
-                elif lane.leaves_some and self._idle:
-                    self.call()
         except (EmbedError, psycopg.Error) as error:
             self._died = error
             self.stop()

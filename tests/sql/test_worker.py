@@ -27,7 +27,7 @@ from workers import drain, working
 from nv_embed.client import Client
 from nv_embed.cluster import Cluster
 from nv_embed.jobs import Queue
-from nv_embed.lanes import Lane
+from nv_embed.lanes import FIRST_JOBS, Lane
 from nv_embed.worker import Settings, Worker
 
 pytestmark = BOTH
@@ -127,6 +127,22 @@ def test_a_job_is_looked_for_by_one_lane_and_not_by_all(docs: Connection, site: 
             docs.execute("INSERT INTO docs VALUES (%s, 'a', 'b')", [n])
             assert one(docs, "SELECT nv_embed.wait('docs', timeout => '30 s')")
     assert 20 < looks(docs, "claim") < 5 * 20
+
+
+def test_all_lanes_take_a_part_of_much_at_once_before_the_first_has_done_its(docs: Connection, site: Site, sidecar: Sidecar) -> None:
+    all_have_some = threading.Event()
+
+    def waits(_: Sequence[str]) -> None:
+        assert all_have_some.wait(30)
+
+    with counted(sidecar.address, waits) as server, site.worker(server.address, poll_s=60.0, lanes=3):
+        assert eventually(lambda: one(docs, "SELECT count(*) FROM nv_embed.worker WHERE is_waiting") == 1)
+        docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 1000) AS n")
+        try:
+            assert eventually(lambda: one(docs, "SELECT count(*) FROM nv_embed.job WHERE leased_until > now()") >= 3 * FIRST_JOBS, 15)
+        finally:
+            all_have_some.set()
+        assert one(docs, "SELECT nv_embed.wait('docs', timeout => '30 s')")
 
 
 def test_a_backfill_that_is_held_back_is_looked_at_by_one_lane(docs: Connection, site: Site, cluster: Cluster, own_database: str) -> None:
@@ -487,7 +503,7 @@ def test_a_writer_in_the_middle_of_a_transaction_is_never_in_a_deadlock_with_a_w
 
 
 def test_a_lane_that_dies_ends_the_worker_with_an_error(docs: Connection, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    def dies(lane: Lane) -> bool:
+    def dies(lane: Lane, call: Callable[[], None]) -> bool:
         raise KeyError("a fault of ours")
 
     monkeypatch.setattr(Lane, "step", dies)
