@@ -16,7 +16,7 @@ from workers import drain
 from nv_embed.client import Client
 from nv_embed.credentials import Credentials
 
-pytestmark = pytest.mark.minilm
+pytestmark = [pytest.mark.minilm, pytest.mark.slow]
 
 DIMS = [384, 256, 128]
 
