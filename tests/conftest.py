@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from counting import Counter, counted
+from hypothesis import HealthCheck, settings
 from installs import Install, installs
 from psycopg import sql
 from servers import Sidecar, running_cluster, running_sidecar, shared_folder
@@ -18,6 +19,10 @@ from nv_embed.client import Client
 from nv_embed.cluster import Cluster
 
 Connection = psycopg.Connection[Any]
+
+# How long an example takes depends on what else the machine does: that is for benchmarks.
+settings.register_profile("untimed", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def model(checkpoint: Path, request: pytest.FixtureRequest) -> Model:
 
 
 @given(data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_text_has_one_vector_whatever_it_is_batched_with(kind: str, model: Model, data: st.DataObject) -> None:
     texts, order, most = data.draw(batches(VOCABULARY[kind], LONGEST[kind]))
     is_invariant(model, texts, order, most, alone(model, texts))

@@ -19,7 +19,7 @@ from psycopg import sql
 
 EXAMPLES = int(os.environ.get("NV_EMBED_FUZZ_EXAMPLES", "8"))
 TIMEOUT = "10s"
-EFFORT = settings(deadline=None, database=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+EFFORT = settings(database=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 
 ALLOWED = {
     "0A": "feature not supported",

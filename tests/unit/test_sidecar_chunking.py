@@ -111,7 +111,7 @@ def test_a_piece_repeats_about_as_many_tokens_as_asked(name: str, overlap: int) 
 
 
 @every_tokenizer
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     text=st.text(alphabet=st.sampled_from("ab c.\n\t'éß🙂👩‍🚀日本語\x00\u0301-xyz   "), max_size=300) | st.text(max_size=100),
     max_tokens=st.integers(9, 60),

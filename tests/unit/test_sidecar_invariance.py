@@ -39,7 +39,7 @@ def models(source: Path | str, request: pytest.FixtureRequest) -> dict[int, Mode
 
 
 @given(data=st.data())
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_a_text_has_one_vector_in_every_batch_and_on_any_number_of_cores(kind: str, models: dict[int, Model], data: st.DataObject) -> None:
     texts, order, most = data.draw(batches(VOCABULARY[kind], LONGEST[kind]))
     expected = alone(models[1], texts)

@@ -58,7 +58,7 @@ def is_close(found: Tensor, expected: Tensor, sums_of: float = 1.0) -> None:
 
 @at_each_level
 @given(st.integers(1, 70), st.integers(1, 100), st.integers(1, 100), st.sampled_from(list(FINISHES)), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_product_is_right_for_every_shape(rows: int, width: int, columns: int, finish: int, biased: bool) -> None:
     x, weight, other = random(rows, width), random(columns, width, seed=1, scale=width**-0.5), random(rows, columns, seed=2)
     bias = random(columns, seed=3) if biased else None
@@ -111,7 +111,7 @@ def bounds_of(lengths: list[int]) -> Tensor:
 @given(
     st.lists(st.integers(1, 90), min_size=1, max_size=5), st.sampled_from([(1, 1), (2, 1), (3, 3), (8, 2)]), st.sampled_from([4, 16, 32, 40, 64, 128])
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_attention_is_that_of_each_text_alone(lengths: list[int], heads: tuple[int, int], width: int) -> None:
     is_attention(lengths, *heads, width)
 
@@ -150,7 +150,7 @@ def test_scores_of_any_size_are_weighed() -> None:
 
 @at_each_level
 @given(st.integers(1, 40), st.integers(1, 200))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_norm_is_right_for_every_width(rows: int, width: int) -> None:
     x = random(rows, width) + 3
     weight, bias = torch.linspace(0.5, 2, width), torch.linspace(-1, 1, width)
