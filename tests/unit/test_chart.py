@@ -52,7 +52,9 @@ VALUES: dict[str, dict[str, Any]] = {
                 "dims": "256,128",
                 "bidirectional": True,
                 "log-format": "text",
+                "otlp": "http://collector:4317",
             },
+            "ui": {"enabled": True, "databaseSecret": {"name": "page-database"}},
             "weights": {"existingClaim": "weights"},
             "tls": {"existingSecret": "sidecar-tls"},
             "tokens": {"existingSecret": "sidecar-tokens"},
@@ -424,6 +426,7 @@ def test_sidecars_are_scaled_by_how_long_requests_and_rows_wait() -> None:
         ({"sidecar": {"tls": {"existingSecret": "t"}}, "worker": {"database": {"url": URL}}}, "the worker knows no authority"),
         ({"worker": {"database": {"url": URL}, "token": {"existingSecret": "t"}}}, "worker.token.withoutTls"),
         ({"worker": {"database": {"url": URL}}, "sidecar": {"autoscaling": {"kind": "keda"}}}, "prometheusUrl is needed"),
+        ({"worker": {"database": {"url": URL}}, "sidecar": {"ui": {"enabled": True, "databaseSecret": {"name": "d"}}}}, "would show rows to anybody"),
         (
             {"worker": {"database": {"url": URL}}, "sidecar": {"autoscaling": {"kind": "hpa", "interactiveSeconds": None, "bulkSeconds": None}}},
             "has nothing to go by",

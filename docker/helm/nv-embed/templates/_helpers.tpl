@@ -80,6 +80,9 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- if and $s.tls.clientCaKey (not $s.tls.existingSecret) }}
 {{- fail "sidecar.tls.clientCaKey needs sidecar.tls.existingSecret, which has the sidecars' own certificate too" }}
 {{- end }}
+{{- if and $s.ui.enabled $s.ui.databaseSecret.name (not $s.tokens.existingSecret) (not $s.tls.clientCaKey) }}
+{{- fail "sidecar.ui.databaseSecret would show rows to anybody who reaches the port: give sidecar.tokens or sidecar.tls.clientCaKey" }}
+{{- end }}
 {{- if and $w.enabled (not $w.endpoints) $s.tokens.existingSecret (not $w.token.existingSecret) }}
 {{- fail "sidecar.tokens is given, and the worker has no token: give worker.token.existingSecret" }}
 {{- end }}
