@@ -155,6 +155,8 @@ class Lane:
         self._most = FIRST_JOBS
         self._rows = FIRST_ROWS
         self._turn = 0
+        # Which generation was asked first for jobs.
+        self._first: int | None = None
         self._troubles = 0
         self._well = time.monotonic()
         # Jobs of a connection that broke, which are given back over the next one.
@@ -258,8 +260,10 @@ class Lane:
             call()
         if jobs:
             self._do(jobs, generations, begun_ns)
-        # Queueing and cutting ask no model, so it need not be served.
-        if not is_full and self._backfill([generation for generation in writable if generation.is_backfilling]):
+        # Queueing and cutting ask no model, so it need not be served. Where there is more than a lane takes, it is for a generation that was asked
+        # first for jobs and has none: else rows that come faster than they are embedded would hold it up for ever.
+        has_none = {self._first} - {job.generation for job in jobs}
+        if self._backfill([generation for generation in writable if generation.is_backfilling and (not is_full or generation.id in has_none)]):
             call()
             return True
         return bool(jobs)
@@ -319,6 +323,7 @@ class Lane:
             return []
         ids = list(generations)
         self._turn = (self._turn + 1) % len(ids)
+        self._first = ids[self._turn]
         self.held = self._queue.claim(ids[self._turn :] + ids[: self._turn], self._most, self._lease_s)
         self._counts.claim(self.held, generations)
         return sorted(self.held, key=lambda job: job.generation)
