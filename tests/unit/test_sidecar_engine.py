@@ -268,8 +268,8 @@ def test_the_precision_is_chosen_by_what_the_processor_does_more_quickly(monkeyp
 
 def test_texts_of_one_length_and_mixed_ones_are_dealt_out_to_all_threads() -> None:
     model = Doubling()
-    engine = doubling_engine(model, threads=2)
     model.linear_work = 10**9
+    engine = doubling_engine(model, threads=2)
     for lengths in ([600, 600], [100] * 12, [500, 400, 300, 200, 100]):
         model.rows.clear()
         engine.encode([[1] * length for length in lengths])
@@ -297,6 +297,16 @@ def test_an_engine_knows_how_many_rows_it_computes_for_a_batch(lengths: list[int
     model.computed = 0
     engine.encode([[1] * length for length in lengths])
     assert engine.rows(lengths) == model.computed
+
+
+def test_rows_are_known_though_the_model_cannot_be_loaded_again() -> None:
+    """They are asked for when a batch has been dealt with, which may have failed."""
+    models: list[Doubling] = [Doubling()]
+    engine = TorchEngine(lambda: models.pop(), "mean", TorchDevice(CPU, "fp32", 2))
+    before = engine.rows([7, 30, 2])
+    with pytest.raises(IndexError):
+        engine.rebuild()
+    assert engine.rows([7, 30, 2]) == before
 
 
 class Cramped(Doubling):

@@ -116,7 +116,9 @@ class TorchEngine:
             return self._encode(batch)
 
     def rebuild(self) -> None:
-        del self._model, self._graphs  # there may be no room for two
+        # There may be no room for two. What is asked of its shape meanwhile is still known.
+        del self._model
+        self._graphs = None
         gc.collect()
         if self.device == "cuda":
             torch.cuda.synchronize()  # raises if the context is lost, which only a new process can mend
@@ -131,6 +133,7 @@ class TorchEngine:
 
     def _take(self, model: Model) -> None:
         self._model = model
+        self._linear_work, self._compiled = model.linear_work, model.compiled
         self._graphs = recorded(model, self._device) if model.recordable else None
 
     def _encode(self, batch: Sequence[Sequence[int]]) -> Vectors:
@@ -149,11 +152,11 @@ class TorchEngine:
         return vectors
 
     def _useful_threads(self, tokens: int) -> int:
-        return 1 if tokens * self._model.linear_work <= ONE_CORE_WORK else self._threads
+        return 1 if tokens * self._linear_work <= ONE_CORE_WORK else self._threads
 
     def _parts(self, lengths: Sequence[int], threads: int) -> list[list[int]]:
         """Positions of the texts that are computed together: on a GPU all, on the CPU as many as one core is good for."""
-        rounds = -(-sum(lengths) // (PIECE_TOKENS[self._model.compiled] * threads)) if self.device == "cpu" else 1
+        rounds = -(-sum(lengths) // (PIECE_TOKENS[self._compiled] * threads)) if self.device == "cpu" else 1
         return pieces(lengths, rounds * threads, self.cost)
 
     def _is_even(self, lengths: Sequence[int], parts: Sequence[Sequence[int]], threads: int) -> bool:
