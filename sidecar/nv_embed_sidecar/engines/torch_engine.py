@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from nv_embed_sidecar.engines import Capacity, OutOfMemory, Vectors, kernels
-from nv_embed_sidecar.engines.graphs import Recording, recorded
+from nv_embed_sidecar.engines.graphs import Graphs, Recording, recorded
 from nv_embed_sidecar.engines.linear import ROWS
 from nv_embed_sidecar.engines.packing import Packed, pieces
 from nv_embed_sidecar.engines.torch_device import TorchDevice
@@ -90,6 +90,7 @@ class TorchEngine:
         self._device = device
         self._threads = device.threads if device.device.type == "cpu" else 1
         self._workers = ThreadPoolExecutor(self._threads, thread_name_prefix="engine", initializer=_compute_with, initargs=(1,))
+        self._graphs: Graphs | None = None
         with _memory_errors():
             self._take(load())
         self.width = self._model.width
