@@ -181,6 +181,18 @@ def test_a_table_that_is_written_to_all_the_time_is_embedded_anew_all_the_same(d
             writer.join(60)
 
 
+def test_a_backfill_goes_on_though_every_batch_is_full(docs: Connection, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 50) AS n")
+    site.drain()
+    monkeypatch.setattr("nv_embed.lanes.FIRST_JOBS", 4)
+    monkeypatch.setattr("nv_embed.lanes.MOST_JOBS", 4)
+    docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1001, 6000) AS n")
+    docs.execute("SELECT nv_embed.reembed('docs', dim => 512)")
+    with site.worker(lanes=1):
+        assert eventually(lambda: one(docs, "SELECT count(*) FROM nv_embed.backfill") == 0, 10)
+        assert one(docs, "SELECT count(*) FROM nv_embed.job AS j JOIN nv_embed.generation AS g ON g.id = j.generation WHERE g.state = 'live'") > 4
+
+
 def test_vectors_of_both_storages_come_out_as_the_sidecar_gives_them(site: Site, client: Client) -> None:
     db = site.connect()
     for storage, furthest in [("halfvec", 1e-3), ("vector", 1e-7)]:
