@@ -1,16 +1,17 @@
 """
 What a search costs, and what it finds.
 
-One table of synthetic vectors of 2048 dimensions (`synthetic.py` says how they lie), and four indexes on it: the whole vectors, their first 384 and
-768 components, and their signs. Each index is read at several settings, all of them in turns on the same queries, and of each the cheapest is taken
-that finds as much of what exact search finds as is asked for. Then what nv_search() adds to the statement that it runs. All of it twice: with
-shared_buffers that hold everything, and with some that hold the index of 384 components but not the one of whole vectors, whose pages then come from
-the system's cache.
+A table of synthetic vectors of 2048 dimensions (`synthetic.py` says how they lie), and four indexes on it: the whole vectors, their first 384 and
+768 components, and their signs; and one with the same rows that keeps the vectors in the row instead of in TOAST, with an index of 384. Each index is
+read at several settings, all of them in turns on the same queries, and of each the cheapest is taken that finds as much of what exact search finds as
+is asked for. Then what nv_search() adds to the statement that it runs. All of it twice: with shared_buffers that hold everything, and with some that
+hold the index of 384 components but not the one of whole vectors, whose pages then come from the system's cache.
 
     bench/search.py [--rows 100000] [--queries 200] [--ef-construction 400] [--m 16] [--without-full] [--long] [--buffers 8GB 256MB] [--plot FILE.png]
 
 What bounds a search is the number of pages that it touches. A half-precision vector of 2048 components takes a page of the index, 384 of them a
-tenth, signs a thirtieth; a stored vector that re-scores takes three pieces of TOAST. The result says how many pages each plan touched.
+tenth, signs a thirtieth. A stored vector that re-scores is in the page of its row, or in three pieces of TOAST, which are found by an index. The
+result says how many pages each plan touched.
 """
 
 import argparse
@@ -42,7 +43,8 @@ Connection = psycopg.Connection[Any]
 DIM, K = 2048, 10
 MODEL = {"name": "synthetic", "revision": "1", "native_dim": DIM, "trained_dims": [DIM, 768, 384], "declared_dims": []}
 ASKED = f"%(query)b::halfvec({DIM})"
-EXACTLY = f"SELECT id FROM docs ORDER BY 0 + (embedding <=> {ASKED}) LIMIT {K}"
+IN_TOAST, IN_ROW = "docs", "in_row"
+"""Tables."""
 LEVELS = (0.999, 0.998, 0.99)
 """Recalls to be reached. Whole vectors' graphs were not seen to go beyond 0.998, with m 24 neither."""
 EXACT_QUERIES = 20
@@ -81,6 +83,7 @@ class Index:
 
     Attributes:
         dim: how many first components.
+        table: which one it is of.
         candidates: how many rows it may propose; none where what it gives is the answer.
     """
 
@@ -88,6 +91,7 @@ class Index:
     storage: str
     dim: int
     candidates: Sequence[int] = (K,)
+    table: str = IN_TOAST
 
     def expression(self, vector: str) -> str:
         prefix = vector if self.dim == DIM else f"subvector({vector}, 1, {self.dim})::halfvec({self.dim})"
@@ -96,12 +100,14 @@ class Index:
     def statement(self, candidates: int) -> str:
         order = f"{self.expression('embedding')} {'<~>' if self.storage == 'bit' else '<=>'} {self.expression(ASKED)}"
         if candidates == K and self.dim == DIM and self.storage == "halfvec":
-            return f"SELECT id FROM docs ORDER BY {order} LIMIT {K}"
-        return f"SELECT id FROM (SELECT id, embedding FROM docs ORDER BY {order} LIMIT {candidates}) AS near ORDER BY embedding <=> {ASKED} LIMIT {K}"
+            return f"SELECT id FROM {self.table} ORDER BY {order} LIMIT {K}"
+        near = f"SELECT id, embedding FROM {self.table} ORDER BY {order} LIMIT {candidates}"
+        return f"SELECT id FROM ({near}) AS near ORDER BY embedding <=> {ASKED} LIMIT {K}"
 
 
 FULL = Index("whole", "halfvec", DIM)
 NARROW = Index("384 + re-score", "halfvec", 384, (20, 40, 80, 120, 160, 240))
+NEAR = replace(NARROW, name="384 + re-score in the row", candidates=(*NARROW.candidates, 400), table=IN_ROW)
 WIDE = Index("768 + re-score", "halfvec", 768, (20, 40, 80))
 BITS = Index("bits + re-score", "bit", DIM, (160, 400, 1000))
 
@@ -157,7 +163,7 @@ class Found:
     """What a run measured.
 
     Attributes:
-        exact: seconds of each exact search.
+        exact: seconds of each exact search, by table.
         plans: every setting that was tried.
         chosen: by the recall asked for, the cheapest setting of each index.
         pages: that each of these plans touched.
@@ -165,7 +171,7 @@ class Found:
     """
 
     built: dict[str, Built]
-    exact: list[float]
+    exact: dict[str, list[float]]
     plans: list[Plan]
     chosen: dict[float, dict[str, Plan]]
     pages: dict[float, dict[str, int]]
@@ -191,10 +197,12 @@ def main() -> None:
     collection = Collection(options.rows, DIM)
     queries = collection.queries(options.queries)
     wanted, cosines = nearest(collection, queries, K)
-    indexes = [NARROW, WIDE, BITS] if options.without_full else [FULL, NARROW, WIDE, BITS]
+    indexes = [NARROW, NEAR, WIDE, BITS] if options.without_full else [FULL, NARROW, NEAR, WIDE, BITS]
     with a_cluster() as cluster:
         with opened(cluster, options.buffers[0]) as db:
             loaded_s = load(db, collection)
+            copied_s = copy_into_rows(db)
+            sizes = {name: table_bytes(db, name) for name in (IN_TOAST, IN_ROW)}
             built = {index.name: build(db, index, options.m, options.ef_construction) for index in indexes}
         runs = {}
         for buffers in options.buffers:
@@ -207,7 +215,9 @@ def main() -> None:
             "",
             f"The nearest is at a cosine of {statistics.median(cosines[:, 0]):.2f}, the tenth at {statistics.median(cosines[:, -1]):.2f} (medians)."
             f" Exact search by a prefix alone finds {prefix_recall(collection, queries, wanted, 384):.3f} of them by 384 components, and"
-            f" {prefix_recall(collection, queries, wanted, 768):.3f} by 768. Loaded by COPY in {loaded_s:.0f} s.",
+            f" {prefix_recall(collection, queries, wanted, 768):.3f} by 768."
+            f" Loaded by COPY in {loaded_s:.0f} s, and copied into rows in {copied_s:.0f} s:"
+            f" {sizes[IN_TOAST] / 1e6:.0f} MB with the vectors in TOAST, {sizes[IN_ROW] / 1e6:.0f} MB with them in the row.",
             "",
             *(line for buffers, found in runs.items() for line in section(buffers, found)),
             f"- graphs of m {options.m} and ef_construction {options.ef_construction}; the vectors' spectrum decays as (i + 1) ** -{DECAY}",
@@ -259,10 +269,11 @@ def opened(cluster: Cluster, buffers: str) -> Iterator[Connection]:
 
 
 def run(db: Connection, indexes: Sequence[Index], built: dict[str, Built], queries: Floats, wanted: Any, rounds: int) -> Found:
-    db.execute("SELECT pg_prewarm(index) FROM nv_embed.vector_indexes('docs')")
-    db.execute("SELECT pg_prewarm('docs'), pg_prewarm(reltoastrelid) FROM pg_class WHERE oid = 'docs'::regclass")
+    for name in (IN_ROW, IN_TOAST):
+        db.execute("SELECT pg_prewarm(oid), pg_prewarm(reltoastrelid) FROM pg_class WHERE oid = %s::regclass", [name])
+        db.execute("SELECT pg_prewarm(index) FROM nv_embed.vector_indexes(%s)", [name])
     say("searching exactly")
-    exact = search_exactly(db, queries[:EXACT_QUERIES], wanted)
+    exact = {name: search_exactly(db, name, queries[:EXACT_QUERIES], wanted) for name in (IN_TOAST, IN_ROW)}
     plans = sweep(db, indexes, queries, wanted)
     say("the cheapest settings again")
     chosen = {least: choose(plans, indexes, least) for least in LEVELS}
@@ -297,26 +308,48 @@ def load(db: Connection, collection: Collection) -> float:
     return time.perf_counter() - begun
 
 
+def copy_into_rows(db: Connection) -> float:
+    """The table again, with its vectors in the row. Returns seconds."""
+    say("copying the vectors into rows")
+    db.execute(f"CREATE TABLE {IN_ROW} (id int PRIMARY KEY, body text)")
+    db.execute(f"SELECT nv_embed.auto_embed('{IN_ROW}', '{{body}}', dim => {DIM}, mode => 'off')")
+    db.execute(f"ALTER TABLE {IN_ROW} ALTER COLUMN embedding SET STORAGE MAIN")
+    begun = time.perf_counter()
+    db.execute(f"INSERT INTO {IN_ROW} (id, body, embedding) SELECT id, body, embedding FROM {IN_TOAST}")
+    db.execute(f"VACUUM ANALYZE {IN_ROW}")
+    return time.perf_counter() - begun
+
+
+def table_bytes(db: Connection, table: str) -> int:
+    """With its TOAST, without indexes."""
+    row = db.execute("SELECT pg_table_size(%s::regclass)", [table]).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 def build(db: Connection, index: Index, m: int = M, ef_construction: int = EF_CONSTRUCTION) -> Built:
     say(f"building the index: {index.name}")
     row = db.execute(
-        "SELECT nv_embed.create_index_sql('docs', dim => %s, storage => %s, concurrently => false, m => %s, ef_construction => %s)",
-        [index.dim, index.storage, m, ef_construction],
+        "SELECT nv_embed.create_index_sql(%s, dim => %s, storage => %s, concurrently => false, m => %s, ef_construction => %s)",
+        [index.table, index.dim, index.storage, m, ef_construction],
     ).fetchone()
     assert row is not None
     begun = time.perf_counter()
     db.execute(row[0])
     seconds = time.perf_counter() - begun
-    size = db.execute("SELECT bytes FROM nv_embed.vector_indexes('docs') WHERE dim = %s AND storage = %s", [index.dim, index.storage]).fetchone()
+    size = db.execute(
+        "SELECT bytes FROM nv_embed.vector_indexes(%s) WHERE dim = %s AND storage = %s", [index.table, index.dim, index.storage]
+    ).fetchone()
     assert size is not None
     return Built(size[0], seconds)
 
 
-def search_exactly(db: Connection, queries: Floats, wanted: Any) -> list[float]:
+def search_exactly(db: Connection, table: str, queries: Floats, wanted: Any) -> list[float]:
     """Seconds of each."""
+    statement = f"SELECT id FROM {table} ORDER BY 0 + (embedding <=> {ASKED}) LIMIT {K}"
     seconds = []
     for query, rows in zip(queries, wanted, strict=False):
-        found, took = timed(db, EXACTLY, query)
+        found, took = timed(db, statement, query)
         assert recall(found, rows) >= 1 - 1 / K  # rows as near as the last one to single precision
         seconds.append(took)
     return seconds
@@ -335,7 +368,7 @@ def sweep(db: Connection, indexes: Sequence[Index], queries: Floats, wanted: Any
     db.execute("SET plan_cache_mode = force_generic_plan; SET enable_sort = off; SET jit = off; SET hnsw.iterative_scan = off")
     for plan in plans:
         (explained,) = zip(*db.execute(f"EXPLAIN {literally(plan.statement, queries[0])}"), strict=True)
-        assert f"docs_embedding_{plan.index.dim}_{plan.index.storage}_hnsw" in "\n".join(explained), explained
+        assert f"{plan.index.table}_embedding_{plan.index.dim}_{plan.index.storage}_hnsw" in "\n".join(explained), explained
     say(f"{len(plans)} settings")
     measure(db, plans, queries, wanted, 1)
     return plans
@@ -418,8 +451,10 @@ def results(found: Found, least: float) -> str:
         plan = found.chosen[least].get(name)
         measured = ["not reached", *[""] * 5] if plan is None else as_cells(plan, found.pages[least][name])
         rows.append((name, *measured, f"{built.bytes / 1e6:.0f}", f"{built.seconds:.0f}"))
-    median, p95 = statistics.median(found.exact), percentile(found.exact, 95)
-    return table(header, [*rows, ("exact, no index", "1", f"{1000 * median:.0f}", f"{1000 * p95:.0f}", "", "", "", "0", "0")])
+    for name, of in (("exact, no index", IN_TOAST), ("exact in the row, no index", IN_ROW)):
+        seconds = found.exact[of]
+        rows.append((name, "1", f"{1000 * statistics.median(seconds):.0f}", f"{1000 * percentile(seconds, 95):.0f}", "", "", "", "0", "0"))
+    return table(header, rows)
 
 
 def as_cells(plan: Plan, pages: int) -> list[str]:
@@ -433,12 +468,13 @@ def ratios(found: Found) -> list[str]:
         lines.append(f"- bytes of the index, whole over 384: **× {built[FULL.name].bytes / built[NARROW.name].bytes:.1f}** (wanted: 5)")
     for least in LEVELS:
         chosen = found.chosen[least]
-        if FULL.name in chosen and NARROW.name in chosen:
-            ratio = chosen[FULL.name].p95() / chosen[NARROW.name].p95()
-            lines.append(f"- p95 at a recall of {least}, whole over 384 + re-score: **× {ratio:.2f}** (wanted: 2)")
+        for index in (NARROW, NEAR):
+            if FULL.name in chosen and index.name in chosen:
+                ratio = chosen[FULL.name].p95() / chosen[index.name].p95()
+                lines.append(f"- p95 at a recall of {least}, whole over {index.name}: **× {ratio:.2f}** (wanted: 2)")
     for least in LEVELS:
         if NARROW.name in found.chosen[least]:
-            ratio = statistics.median(found.exact) / statistics.median(found.chosen[least][NARROW.name].seconds)
+            ratio = statistics.median(found.exact[IN_TOAST]) / statistics.median(found.chosen[least][NARROW.name].seconds)
             lines.append(f"- exact over 384 + re-score at a recall of {least}, medians: × {ratio:.0f}")
     whole, by_hand = (1000 * seconds for seconds in found.nv_search)
     return [

@@ -346,8 +346,15 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    -- PLAIN would refuse a row that a wider vector makes too long for its page.
+    in_row CONSTANT boolean := (
+        SELECT a.attstorage IN ('p', 'm') FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attname = from_column AND NOT a.attisdropped
+    );
     granted record;
 BEGIN
+    IF in_row THEN
+        EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET STORAGE MAIN', nv_embed.qualified(relation), to_column);
+    END IF;
     FOR granted IN
         SELECT x.privilege_type, x.is_grantable, CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(x.grantee)) END AS grantee
         FROM pg_attribute AS a CROSS JOIN LATERAL aclexplode(a.attacl) AS x
@@ -365,7 +372,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.dress_column(regclass, name, name) IS 'Gives a column the grants and the comment of another one.';
+COMMENT ON FUNCTION nv_embed.dress_column(regclass, name, name) IS 'Gives a column the grants, the comment and the place of another one, be it in the row or in TOAST.';
 
 CREATE OR REPLACE FUNCTION nv_embed.next_version(e nv_embed.embedding) RETURNS void
 LANGUAGE plpgsql

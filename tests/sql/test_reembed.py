@@ -312,6 +312,19 @@ def test_column_privileges_come_along(db: Connection, dsn: str, sidecar: Sidecar
     assert one(db, "SELECT attacl::text FROM pg_attribute WHERE attrelid = 'docs'::regclass AND attname = 'embedding'") == before
 
 
+@pytest.mark.parametrize("place", ["PLAIN", "MAIN"])
+def test_vectors_that_are_kept_in_the_row_stay_there(db: Connection, dsn: str, sidecar: Sidecar, place: str) -> None:
+    declare(db, dim=2048)
+    db.execute(f"ALTER TABLE docs ALTER COLUMN embedding SET STORAGE {place}")
+    drain(dsn, sidecar.address)
+    id = reembed(db, dim=1024)
+    with working(dsn, sidecar.address):
+        advance(db, id)
+    db.execute("SELECT nv_embed.cut_over(%s)", [id])
+    assert one(db, "SELECT count(*) FROM docs") > 0
+    assert one(db, "SELECT pg_relation_size(reltoastrelid) FROM pg_class WHERE oid = 'docs'::regclass") == 0
+
+
 def test_workers_take_no_more_of_a_backfill_than_is_allowed(db: Connection, dsn: str, sidecar: Sidecar) -> None:
     declare(db, rows=400)
     drain(dsn, sidecar.address)
