@@ -181,7 +181,8 @@ def test_a_call_that_waits_in_vain_shows_its_waiting(traced: Tracing, collector:
     finally:
         running.stop()
     spans = collector.named(METHOD, "queue", trace=TRACE)
-    assert spans[METHOD].says["rpc.response.status_code"] == "CANCELLED"
+    # Which of the two is known first, that the caller is gone or that its time is over, is chance.
+    assert spans[METHOD].says["rpc.response.status_code"] in {"CANCELLED", "DEADLINE_EXCEEDED"}
     assert spans["queue"].ended_ns - spans["queue"].begun_ns > 50_000_000
     assert "engine" not in spans
 
