@@ -30,6 +30,7 @@ from nv_embed.counts import Counts
 from nv_embed.errors import DeadlineExceeded, EmbedError, EngineFailure, InvalidInput, Unauthenticated, Unavailable
 from nv_embed.jobs import Generation, Job, Queue, Text
 from nv_embed.limits import MAX_TEXT_BYTES
+from nv_embed.slices import WRITE_S, Slices
 from nv_embed.tracing import Tracing
 
 log = logging.getLogger(__name__)
@@ -41,13 +42,6 @@ FIRST_JOBS = 128
 
 BATCH_S = 4.0
 """What a batch of a slow model may take: a worker that is told to stop is done soon."""
-
-WRITE_S = 0.04
-"""What writing some rows at once may take: so long they are kept from whoever else would change them, and the table from whoever wants it for a
-moment (`lock_briefly` waits for 50 ms at a time). A table with a graph of vectors takes milliseconds for each."""
-
-FEWEST_ROWS, FIRST_ROWS = 2, 16
-"""That are written at once."""
 
 REST_S = 0.25
 """How long jobs of generations that nobody reads are left to gather, and backfills of so many rows a second: each batch costs the database something,
@@ -148,12 +142,11 @@ class Lane:
         self._counts = counts
         self._patience_s = patience_s
         self._tracing = tracing or Tracing()
-        self._write_s = write_s
+        self._slices = Slices(write_s)
         self._queue: Queue | None = None
         self._served: tuple[float, set[tuple[str, str]]] = (0.0, set())
         self._excluded: dict[int, float] = {}
         self._most = FIRST_JOBS
-        self._rows = FIRST_ROWS
         self._turn = 0
         # Which generation was asked first for jobs.
         self._first: int | None = None
@@ -456,11 +449,12 @@ class Lane:
             left = list(group)
             with self._tracing.span("write", rows=len(left), relation=generations[id].relation, generation=id):
                 while left:
-                    some, left = left[: self._rows], left[self._rows :]
+                    rows = self._slices.rows(id, len(left))
+                    some, left = left[:rows], left[rows:]
                     count = _passages(some)
                     begun = time.monotonic()
                     self._written(generations[id], some, vectors[:count])
-                    self._adapt_rows(len(some), time.monotonic() - begun)
+                    self._slices.wrote(id, rows, time.monotonic() - begun)
                     vectors = vectors[count:]
 
     def _written(self, generation: Generation, texts: list[Text], vectors: Vectors) -> None:
@@ -515,13 +509,6 @@ class Lane:
             self._most = max(FEWEST_JOBS, min(self._most // 2, int(jobs * BATCH_S / seconds)))
         elif jobs == self._most and seconds < BATCH_S / 4:
             self._most = min(MOST_JOBS, self._most * 2)
-
-    def _adapt_rows(self, rows: int, seconds: float) -> None:
-        """Find how many rows a table lets be written in the time."""
-        if seconds > self._write_s:
-            self._rows = max(FEWEST_ROWS, int(rows * self._write_s / seconds))
-        elif rows == self._rows and seconds < self._write_s / 4:
-            self._rows = min(MOST_JOBS, self._rows * 2)
 
     def _wait_for_sidecar(self, error: EmbedError) -> None:
         log.log(logging.ERROR if isinstance(error, Unauthenticated) else logging.WARNING, "%s", error)

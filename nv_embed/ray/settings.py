@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from nv_embed.credentials import Credentials
 from nv_embed.errors import InvalidInput
-from nv_embed.lanes import WRITE_S
+from nv_embed.slices import WRITE_S
 
 MOST_RANGE_ROWS = 100_000
 """The jobs of a range are in an actor's memory, and its lease is renewed for all of them."""

@@ -494,6 +494,21 @@ def test_a_role_that_may_not_embed_for_a_table_changes_nothing_of_its_rate_and_w
     assert own.execute("SELECT name FROM nv_embed.worker").fetchall() == [("there",)]
 
 
+def test_a_table_that_has_become_slow_to_write_is_held_for_moments_only(docs: Connection, site: Site) -> None:
+    with site.worker(lanes=1):
+        for first, last in ((1, 600), (601, 601)):
+            docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(%s, %s) AS n", [first, last])
+            assert one(docs, "SELECT nv_embed.wait('docs', timeout => '30 s')")
+        # As a graph of vectors makes it.
+        docs.execute("""
+            CREATE FUNCTION take_its_time() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.005); RETURN NEW; END $$;
+            CREATE TRIGGER take_its_time BEFORE UPDATE OF embedding ON docs FOR EACH ROW EXECUTE FUNCTION take_its_time();
+            INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1000, 1400) AS n
+        """)
+        assert one(docs, "SELECT nv_embed.wait('docs', timeout => '60 s')")
+    assert one(docs, "SELECT max(count) FROM (SELECT count(*) FROM docs WHERE id >= 1000 GROUP BY xmin) AS at_once") <= 8
+
+
 def test_a_writer_in_the_middle_of_a_transaction_is_never_in_a_deadlock_with_a_worker(docs: Connection, site: Site, client: Client) -> None:
     docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 3) AS n")
     generation, keys = one(docs, "SELECT id FROM nv_embed.generation"), ["{1}", "{2}", "{3}"]
