@@ -70,6 +70,9 @@ SETTINGS = {
     "max_parallel_maintenance_workers": BUILDERS,
     "max_parallel_workers": BUILDERS,
     "max_worker_processes": "20",
+    # The rows in TOAST count for nothing in what the planner takes for a small table: one process would build its indexes, and search it exactly.
+    "min_parallel_table_scan_size": "0",
+    "max_parallel_workers_per_gather": "0",
 }
 M, EF_CONSTRUCTION = 16, 400
 """Of the graphs; pgvector's own are 16 and 64."""

@@ -23,13 +23,17 @@ Connection = psycopg.Connection[Any]
 
 LOOK_S = 0.2
 
-# A build takes as long as it takes, whatever limit a role has for its queries. pgvector tells by NOTICE when memory is short.
-SESSION = "SET statement_timeout = 0; SET client_min_messages = notice"
+# A build takes as long as it takes, whatever limit a role has for its queries. pgvector tells by NOTICE when memory is short. By the pages of a table
+# Postgres decides how many processes build, and those of vectors in TOAST it does not count.
+SESSION = "SET statement_timeout = 0; SET client_min_messages = notice; SET min_parallel_table_scan_size = 0"
 
 # An index cannot be dropped before those who use its table end: what made the build wait may make this wait too, and we do not wait for long.
 CLEAR_AWAY = """
     SELECT set_config('lock_timeout', least(nullif(setting::int, 0), 5000)::text, false) FROM pg_settings WHERE name = 'lock_timeout'
 """
+
+SEGMENT = "/PostgreSQL."
+"""How the server calls shared memory, in whatever language."""
 
 OUT_OF_MEMORY = "no longer fits into maintenance_work_mem"
 ROOM = 1.1
@@ -59,6 +63,22 @@ class Wanted:
     m: int | None = None
     ef_construction: int | None = None
     lists: int | None = None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a build may take; None for what the server gives.
+
+    Attributes:
+        memory: maintenance_work_mem, as Postgres reads it.
+        workers: max_parallel_maintenance_workers, which are the processes that help the first.
+    """
+
+    memory: str | None = None
+    workers: int | None = None
+
+
+SERVERS = Resources()
 
 
 @dataclass(frozen=True)
@@ -175,13 +195,12 @@ def list_indexes(connection: Connection, relation: str, target: str) -> list[Ind
     return [Index(*row) for row in rows]
 
 
-def build(connection: Connection, watching: Connection, wanted: Wanted, watcher: Watcher, memory: str | None = None) -> Built:
+def build(connection: Connection, watching: Connection, wanted: Wanted, watcher: Watcher, resources: Resources = SERVERS) -> Built:
     """Build an index, or find it built.
 
     Args:
         connection: for the statements; it serves nothing else afterwards.
         watching: for looks at them, of the same role.
-        memory: maintenance_work_mem, as Postgres reads it; None for the server's.
     Raises:
         Busy
         Unfinished: it has begun, and was interrupted or failed.
@@ -192,7 +211,7 @@ def build(connection: Connection, watching: Connection, wanted: Wanted, watcher:
         query = "SELECT nv_embed.create_index_steps(%s::regclass, %s, %s, %s, %s, %s, %s, %s, %s)"
         return [step for (step,) in connection.execute(query, astuple(wanted))]
 
-    count = build_steps(connection, watching, (wanted.relation, wanted.target), steps, watcher, memory)
+    count = build_steps(connection, watching, (wanted.relation, wanted.target), steps, watcher, resources)
     row = connection.execute(
         "SELECT index::text, dims, rows, bytes FROM nv_embed.find_index(%s::regclass, %s, %s, %s, %s)",
         [wanted.relation, wanted.target, wanted.dim, wanted.method, wanted.storage],
@@ -208,7 +227,7 @@ def build_steps(
     embedding: tuple[str, str],
     steps: Callable[[], list[str]],
     watcher: Watcher,
-    memory: str | None = None,
+    resources: Resources = SERVERS,
 ) -> int:
     """Run the statements that build indexes of an embedding's vectors. Returns how many there were.
 
@@ -218,8 +237,9 @@ def build_steps(
     The others, and what is raised, are `build`'s.
     """
     connection.execute(SESSION)
-    if memory is not None:
-        connection.execute("SELECT set_config('maintenance_work_mem', %s, false)", [memory])
+    for name, value in (("maintenance_work_mem", resources.memory), ("max_parallel_maintenance_workers", resources.workers)):
+        if value is not None:
+            connection.execute("SELECT set_config(%s, %s, false)", [name, str(value)])
     return _Build(connection, watching, embedding, steps, watcher).run()
 
 
@@ -243,6 +263,20 @@ class _Build:
             if builder is not None:
                 raise Busy(f"process {builder} builds an index of {self._embedding[0]} already: wait for it to end")
             steps = self._steps()  # the one before us may have ended in between
+        count = len(steps)
+        try:
+            self._run(steps)
+        except Unfinished as ended:
+            if not _lacks_shared_memory(ended.cause) or ended.left:
+                raise
+            self._connection.execute("SET max_parallel_maintenance_workers = 0")
+            self._watcher.remark(
+                "shared memory is too small for several processes, so one builds alone: give the server more of it (docker run --shm-size)"
+            )
+            self._run(self._steps())
+        return count
+
+    def _run(self, steps: Sequence[str]) -> None:
         for number, step in enumerate(steps, 1):
             try:
                 self._watcher.begin(number, len(steps), step)
@@ -250,7 +284,6 @@ class _Build:
             except (psycopg.Error, KeyboardInterrupt) as error:
                 dropped, left = self._clear_away() if step.startswith("CREATE INDEX CONCURRENTLY ") else ([], [])
                 raise Unfinished(error, dropped, left, number - 1) from error
-        return len(steps)
 
     def _execute(self, statement: str) -> None:
         running = _Statement(self._connection, statement)
@@ -314,6 +347,11 @@ class _Build:
         row = self._connection.execute(query, arguments or None).fetchone()
         assert row is not None
         return row[0]
+
+
+def _lacks_shared_memory(error: BaseException) -> bool:
+    """Where several processes build, what they build is in shared memory."""
+    return isinstance(error, psycopg.errors.DiskFull) and SEGMENT in str(error)
 
 
 class _Statement(threading.Thread):

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import psycopg
 
+from nv_embed.indexes import SERVERS, Resources, build_steps
 from nv_embed.indexes import Watcher as IndexWatcher
-from nv_embed.indexes import build_steps
 
 Connection = psycopg.Connection[Any]
 
@@ -180,13 +180,13 @@ def model_name(connection: Connection, model: str) -> str:
     return str(row[0])
 
 
-def drive(connection: Connection, watching: Connection, id: int, watcher: Watcher, memory: str | None = None) -> Status:
+def drive(connection: Connection, watching: Connection, id: int, watcher: Watcher, resources: Resources = SERVERS) -> Status:
     """Bring a re-embedding to where it can be cut over.
 
     Args:
         connection: for what is done.
         watching: for looks at it, of the same role.
-        memory: maintenance_work_mem for the indexes, as Postgres reads it; None for the server's.
+        resources: that building the indexes may take.
     Raises:
         Busy, Unfinished: of an index.
         psycopg.Error
@@ -195,7 +195,7 @@ def drive(connection: Connection, watching: Connection, id: int, watcher: Watche
         state = advance(connection, id)
         now = status(connection, id)
         if state == "indexing":
-            build_steps(connection, watching, (now.relation, now.target), _steps(connection, id), watcher, memory)
+            build_steps(connection, watching, (now.relation, now.target), _steps(connection, id), watcher, resources)
         elif state == "backfilling":
             watcher.status(now)
             time.sleep(LOOK_S)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from nv_embed.cli.screen import Screen
-    from nv_embed.indexes import Blocker, Built, Index, Progress, Unfinished, Wanted, Watcher
+    from nv_embed.indexes import Blocker, Built, Index, Progress, Resources, Unfinished, Wanted, Watcher
 
 INTERRUPTED = 130
 
@@ -40,6 +40,15 @@ class Storage(StrEnum):
 class Method(StrEnum):
     hnsw = "hnsw"
     ivfflat = "ivfflat"
+
+
+MemoryOption = Annotated[
+    str | None, typer.Option(help="Memory for building, such as 2GB.  [default: the server's maintenance_work_mem]", show_default=False)
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Processes that help to build.  [default: the server's max_parallel_maintenance_workers]", show_default=False),
+]
 
 
 def index(
@@ -56,9 +65,8 @@ def index(
             show_default=False,
         ),
     ] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="Memory for the build, such as 2GB.  [default: the server's maintenance_work_mem]", show_default=False)
-    ] = None,
+    memory: MemoryOption = None,
+    workers: WorkersOption = None,
     m: Annotated[int | None, typer.Option(help="Of hnsw: edges of a node.  [default: 16]", show_default=False)] = None,
     ef_construction: Annotated[
         int | None, typer.Option(help="Of hnsw: nodes in view while one is added; more make a better graph.  [default: 64]", show_default=False)
@@ -69,7 +77,7 @@ def index(
     as_json: JsonOption = False,
 ) -> None:
     """Build an index of a table's vectors, or of their first dimensions."""
-    from nv_embed.indexes import Wanted, list_indexes
+    from nv_embed.indexes import Resources, Wanted, list_indexes
 
     dsn = database_url or private_dsn()
     if only_list:
@@ -78,11 +86,11 @@ def index(
         return
     begun = time.monotonic()
     wanted = Wanted(table, target, dim, method.value, storage.value, concurrently, m, ef_construction, lists)
-    built = _build(dsn, wanted, memory, as_json)
+    built = _build(dsn, wanted, Resources(memory, workers), as_json)
     _print_built(built, round(time.monotonic() - begun, 1), as_json)
 
 
-def _build(dsn: str, wanted: "Wanted", memory: str | None, as_json: bool) -> "Built":
+def _build(dsn: str, wanted: "Wanted", resources: "Resources", as_json: bool) -> "Built":
     from nv_embed.cli.screen import console, errors
     from nv_embed.indexes import Busy, Unfinished, build
     from nv_embed.interrupts import interrupted_by_termination
@@ -94,7 +102,7 @@ def _build(dsn: str, wanted: "Wanted", memory: str | None, as_json: bool) -> "Bu
             connect(dsn) as watching,
             _watcher(errors if as_json else console) as watcher,
         ):
-            return build(connection, watching, wanted, watcher, memory)
+            return build(connection, watching, wanted, watcher, resources)
     except Busy as busy:
         raise Failure(str(busy)) from None
     except Unfinished as ended:

@@ -75,15 +75,15 @@ def reembed(
     ] = None,
     goes_over: Annotated[bool, typer.Option("--cut-over/--no-cut-over", help="Cut over when all is ready.")] = True,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    memory: Annotated[
-        str | None, typer.Option(help="Memory for building indexes, such as 2GB.  [default: the server's maintenance_work_mem]", show_default=False)
-    ] = None,
+    memory: index.MemoryOption = None,
+    workers: index.WorkersOption = None,
     database_url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Move a table's vectors to another model, dimension, storage or source, into pieces or out of them, while they go on answering."""
     from nv_embed import reembed as library
     from nv_embed.cli.screen import console, errors
+    from nv_embed.indexes import Resources
 
     wanted = library.Wanted(
         table, target, model, dim, storage and storage.value, rows_per_s, min_overlap, min_recall, source, chunk_tokens, chunk_overlap
@@ -92,7 +92,7 @@ def reembed(
     with _connected(database_url) as (connection, watching), _going_on(table):
         id = _find_or_begin(connection, wanted, screen, yes)
         with _watcher(screen) as watcher:
-            now = library.drive(connection, watching, id, watcher, memory)
+            now = library.drive(connection, watching, id, watcher, Resources(memory, workers))
         if now.state == "ready":
             index.print_line(screen, f"verified: {_measured(now)}")
         if goes_over and now.state == "ready":

@@ -16,8 +16,10 @@ from installs import BOTH, Install
 from program import Program, failed, succeeded
 from vectors import one
 
+import nv_embed.indexes as indexes_of_vectors
 from nv_embed.cli import app
 from nv_embed.cli.failure import explain
+from nv_embed.indexes import Progress, Resources, Wanted, build
 
 NAME = "docs_embedding_384_halfvec_hnsw"
 VECTOR = "(SELECT array_agg(random() - 0.5) FROM generate_series(1, 384) WHERE n IS NOT NULL)::real[]::halfvec"
@@ -174,6 +176,33 @@ def test_memory_that_does_not_do_is_told_with_the_remedy(program: Program, db: C
     assert "interrupt it and give --memory " in said
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_so_many_processes_help_though_the_table_is_small(db: Connection, connect: Connect, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    monkeypatch.setattr(indexes_of_vectors, "LOOK_S", 0.01)
+    db.execute(f"INSERT INTO docs SELECT n, 'text', {VECTOR} FROM generate_series(200, 3000) AS n")
+    building = connect()
+    helpers = []
+
+    class Looking:
+        def begin(self, number: int, count: int, statement: str) -> None: ...
+
+        def progress(self, progress: Progress) -> None:
+            helpers.append(one(db, "SELECT count(*) FROM pg_stat_activity WHERE leader_pid = %s", [building.info.backend_pid]))
+
+        def remark(self, text: str) -> None: ...
+
+    build(building, connect(), Wanted("docs"), Looking(), Resources(memory="128MB", workers=workers))
+    assert max(helpers) == workers
+
+
+@BOTH
+@pytest.mark.parametrize("how", ["--concurrently", "--no-concurrently"])
+def test_where_shared_memory_is_short_one_process_builds(program: Program, db: Connection, url: str, how: str) -> None:
+    said = succeeded(program("index", "docs", "--database-url", url, "--memory", "1TB", "--workers", "1", how))
+    assert "shared memory is too small for several processes, so one builds alone: give the server more of it" in said
+    assert indexes(db) == [(NAME, True)]
+
+
 def test_what_cannot_be_built_is_one_line(
     db: Connection, install: Install, own_database: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +215,7 @@ def test_what_cannot_be_built_is_one_line(
         (["wide", "--storage", "vector", *at], "an index holds 2000 dimensions of a vector at most, not 2048"),
         (["docs", "--m", "1", *at], 'value 1 out of bounds for option "m"'),
         (["docs", "--lists", "9", *at], 'unrecognized parameter "lists"'),
+        (["docs", "--workers", "2000", *at], '2000 is outside the valid range for parameter "max_parallel_maintenance_workers" (0 .. 1024)'),
         (["docs", "--memory", "much", *at], 'invalid value for parameter "maintenance_work_mem": "much"'),
         (["docs", "--database-url", install.dsn(own_database, "app")], "must be owner of table docs"),
         (["docs"], "nothing runs here yet: run `nv-embed up`"),
