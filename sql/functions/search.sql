@@ -289,7 +289,7 @@ COMMENT ON FUNCTION nv_embed.find_searched(regtype, name, int, boolean) IS 'What
 CREATE OR REPLACE FUNCTION nv_embed.plan_search(
     row_type regtype, target name, query vector, wanted_dim int, k int, rescore boolean, oversample real, filter text,
     INOUT is_exact boolean DEFAULT NULL, INOUT candidates bigint DEFAULT NULL, OUT lists int, OUT is_forced boolean, OUT is_iterative boolean, OUT is_secured boolean,
-    OUT statement text
+    OUT in_pieces boolean, OUT statement text
 )
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -322,6 +322,7 @@ BEGIN
     is_exact := coalesce(is_exact, t.dim IS NULL AND dim = g.dim OR candidates > coalesce(current_setting('hnsw.max_scan_tuples', true)::int, 20000)
         OR rescore AND NOT nv_embed.has_direction(query, dim));
     lists := t.lists;
+    in_pieces := g.chunks IS NOT NULL;
     is_secured := nv_embed.is_secured(t.relation, g);
     is_forced := NOT t.is_partial AND NOT is_exact AND filter IS NULL AND NOT is_secured;
     is_iterative := t.dim IS NULL OR filter IS NOT NULL OR is_secured OR candidates > 1000;
@@ -331,6 +332,16 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.plan_search(regtype, name, vector, int, int, boolean, real, text, boolean, bigint)
     IS 'How a search goes: its statement, whether that leaves nothing out, how many candidates it takes, and whether it must read an index.';
+
+-- The condition is in the statement because rows that PL/pgSQL looks at come through a cursor, for which Postgres never plans several processes.
+CREATE OR REPLACE FUNCTION nv_embed.enough_sql(statement text, k int, is_exact boolean, candidates bigint) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN format(
+    'SELECT hit, score, seq, start_char, end_char, content FROM (%s) AS nv_embed_hit WHERE found OPERATOR(pg_catalog.>=) %s', statement, k
+) || CASE WHEN is_exact THEN format(' OR proposed OPERATOR(pg_catalog.<) %s', candidates) ELSE '' END;
+
+COMMENT ON FUNCTION nv_embed.enough_sql(text, int, boolean, bigint)
+    IS 'A statement: what a search has found, if that is k rows, or all that there are; else nothing.';
 
 -- The candidates are to come from one walk through the index, which has to keep as many in view. What the session has set is never lowered. A walk that can
 -- be gone on with remembers all that it has passed, which takes its time: it is for searches that may leave rows out.
@@ -383,38 +394,29 @@ DECLARE
     plan pg_catalog.record := nv_embed.plan_search(pg_catalog.pg_typeof(relation), target, query, dim, k, rescore, oversample, filter);
     before pg_catalog.text[];
     is_reset boolean;
-    near pg_catalog.record;
-    found bigint;
     proposed bigint;
+    is_short boolean;
 BEGIN
     IF query IS NULL OR k OPERATOR(pg_catalog.=) 0 THEN
         RETURN;
     END IF;
     before := nv_embed.set_scan(plan.candidates, plan.lists, plan.is_forced, plan.is_iterative);
     LOOP
-        found := 0;
-        proposed := 0;
-        FOR near IN EXECUTE plan.statement USING nv_embed.unit(query) LOOP
-            found := near.found;
-            proposed := near.proposed;
-            EXIT WHEN found OPERATOR(pg_catalog.<) k AND (NOT plan.is_exact OR proposed OPERATOR(pg_catalog.>=) plan.candidates);
-            hit := near.hit;
-            score := near.score;
-            seq := near.seq;
-            start_char := near.start_char;
-            end_char := near.end_char;
-            content := near.content;
-            RETURN NEXT;
-        END LOOP;
-        EXIT WHEN found OPERATOR(pg_catalog.>=) k OR plan.is_exact AND proposed OPERATOR(pg_catalog.<) plan.candidates;
+        RETURN QUERY EXECUTE nv_embed.enough_sql(plan.statement, k, plan.is_exact, plan.candidates) USING nv_embed.unit(query);
+        EXIT WHEN FOUND;
         IF NOT plan.is_iterative AND NOT plan.is_exact THEN
             plan.is_iterative := pg_catalog.set_config('hnsw.iterative_scan', 'relaxed_order', true) IS NOT NULL;
             CONTINUE;
         END IF;
+        -- Whole rows are fewer than k only where fewer were proposed.
+        IF plan.in_pieces THEN
+            EXECUTE pg_catalog.format('SELECT proposed FROM (%s) AS nv_embed_hit LIMIT 1', plan.statement) INTO proposed USING nv_embed.unit(query);
+        END IF;
+        EXIT WHEN plan.is_exact AND proposed IS NULL;
+        is_short := proposed OPERATOR(pg_catalog.<) plan.candidates IS NOT FALSE;
         plan := nv_embed.plan_search(
-            pg_catalog.pg_typeof(relation), target, query, dim, k, rescore, oversample, filter,
-            plan.is_exact OR proposed OPERATOR(pg_catalog.<) plan.candidates,
-            CASE WHEN proposed OPERATOR(pg_catalog.<) plan.candidates THEN plan.candidates ELSE plan.candidates OPERATOR(pg_catalog.*) 4 END
+            pg_catalog.pg_typeof(relation), target, query, dim, k, rescore, oversample, filter, plan.is_exact OR is_short,
+            CASE WHEN is_short THEN plan.candidates ELSE plan.candidates OPERATOR(pg_catalog.*) 4 END
         );
         plan.is_iterative := true;
     END LOOP;

@@ -128,6 +128,21 @@ def test_without_an_index_a_search_is_exact(docs: Connection, vectors: "NDArray[
         assert search(docs, beside(vectors, key)) == nearest(vectors, beside(vectors, key), 10)
 
 
+@BOTH
+def test_an_exact_search_is_shared_by_several_processes(docs: Connection, vectors: "NDArray[numpy.float32]") -> None:
+    searching: list[int] = []
+    docs.add_notice_handler(lambda said: searching.append(int(said.message_primary or 0)))
+    docs.execute("""
+        CREATE FUNCTION tells() RETURNS boolean LANGUAGE plpgsql STABLE PARALLEL SAFE
+        AS $$ BEGIN RAISE NOTICE '%', pg_backend_pid(); RETURN true; END $$;
+        SET LOCAL min_parallel_table_scan_size = 0; SET LOCAL parallel_setup_cost = 0; SET LOCAL parallel_tuple_cost = 0;
+        SET LOCAL parallel_leader_participation = off
+    """)
+    assert search(docs, beside(vectors, 7), ", filter => 'tells()'") == nearest(vectors, beside(vectors, 7), 10)
+    assert set(searching)
+    assert docs.info.backend_pid not in searching
+
+
 def test_a_prefix_alone_ranks_without_rescoring(docs: Connection, vectors: "NDArray[numpy.float32]") -> None:
     query = beside(vectors, 7)
     expected = nearest(vectors[:, :PREFIX], query[:PREFIX], 10)
