@@ -272,10 +272,11 @@ class Cluster:
         give_to_postgres(self.log)
 
     def _is_our_server(self, pid: int) -> bool:
-        # A postmaster's working directory is its data directory.
+        # By its command line, which everybody may read: to see more of another user's process takes CAP_SYS_PTRACE, which root in a container lacks.
         try:
-            return Path(f"/proc/{pid}/cwd").samefile(self.data_dir)
-        except OSError:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            return Path(os.fsdecode(words[words.index(b"-D") + 1])).samefile(self.data_dir)
+        except (OSError, ValueError):
             return False
 
     def _forget_dead_postmaster(self) -> None:

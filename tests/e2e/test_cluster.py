@@ -124,6 +124,13 @@ def test_a_process_that_got_a_dead_servers_number_is_not_taken_for_it(running: C
         other.communicate()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs Postgres as somebody else")
+def test_root_of_a_container_sees_a_server_that_runs_as_somebody_else(running: Cluster) -> None:
+    look = f"from pathlib import Path; from nv_embed.cluster import Cluster; print(Cluster(Path({str(running.data_dir)!r})).is_running())"
+    contained = ["setpriv", "--bounding-set", "-sys_ptrace", "--inh-caps", "-sys_ptrace"]
+    assert subprocess.run([*contained, sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout == "True\n"
+
+
 def own_locks(cluster: Cluster) -> list[Path]:
     assert cluster.socket_dir is not None
     return list(cluster.socket_dir.glob("*.lock"))

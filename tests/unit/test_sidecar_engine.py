@@ -309,6 +309,24 @@ def test_rows_are_known_though_the_model_cannot_be_loaded_again() -> None:
     assert engine.rows([7, 30, 2]) == before
 
 
+def test_a_model_that_could_not_be_loaded_again_is_loaded_the_next_time() -> None:
+    models = iter([Doubling(), OSError("the disk is away"), OSError("still"), Doubling()])
+
+    def load() -> Doubling:
+        model = next(models)
+        if isinstance(model, OSError):
+            raise model
+        return model
+
+    engine = TorchEngine(load, "mean", TorchDevice(CPU, "fp32", 2))
+    before = engine.encode([[3, 1]])
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"away|still"):
+            engine.rebuild()
+    engine.rebuild()
+    assert (engine.encode([[3, 1]]) == before).all()
+
+
 class Cramped(Doubling):
     """A model on a device that has room for some tokens only."""
 

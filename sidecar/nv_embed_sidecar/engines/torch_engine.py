@@ -117,8 +117,8 @@ class TorchEngine:
             return self._encode(batch)
 
     def rebuild(self) -> None:
-        # There may be no room for two. What is asked of its shape meanwhile is still known.
-        del self._model
+        # There may be no room for two, and none at all after a load that failed. What is asked of its shape meanwhile is still known.
+        self.__dict__.pop("_model", None)
         self._graphs = None
         gc.collect()
         if self.device == "cuda":
