@@ -84,7 +84,9 @@ chart-check: setup ## Render the Helm chart by Helm's library and hold it to sch
 	@$(bin)/python -m pip --disable-pip-version-check install --quiet --no-deps -r docker/helm/requirements.txt
 	@$(bin)/python -m pytest tests/unit/test_chart.py $(ARGS)
 
-clean: down ## Remove what was built here; `make setup` brings it back
-	@home=$$(/usr/bin/python3 -m nv_embed.home) && cd "$$home" 2>/dev/null && rm -rf pgroot data run log build state.json lock && \
-	    rmdir --ignore-fail-on-non-empty "$$home" || true
+clean: down ## Remove what was built here; `make setup` brings it back. DATABASES=1: what they hold too, which nothing brings back
+	@home=$$(/usr/bin/python3 -m nv_embed.home) && if [ -e "$$home/data/postmaster.pid" ] && [ ! -x $(bin)/nv-embed ]; then \
+	    echo "PostgreSQL may run in $$home, and nothing is here to stop it: run make setup and make clean again" >&2; exit 1; fi
+	@home=$$(/usr/bin/python3 -m nv_embed.home) && if [ -d "$$home/pgroot" ] || [ -e "$$home/data/PG_VERSION" ]; then \
+	    cd "$$home" && rm -rf pgroot log run build lock $(if $(DATABASES),data state.json) && rmdir --ignore-fail-on-non-empty "$$home"; fi
 	@rm -rf .venv build

@@ -182,6 +182,47 @@ def test_the_environment_is_what_constraints_say() -> None:
     assert {name: installed.get(name) for name in PINS if name not in apart} == {name: pin for name, pin in PINS.items() if name not in apart}
 
 
+@pytest.fixture
+def home(tmp_path: Path, machine: dict[str, str]) -> Path:
+    """A folder of servers, with the Makefile of a checkout in which nothing is installed beside it."""
+    shutil.copy(CHECKOUT / "Makefile", tmp_path)
+    (tmp_path / "nv_embed").mkdir()
+    for module in ("__init__.py", "home.py"):
+        shutil.copy(CHECKOUT / "nv_embed" / module, tmp_path / "nv_embed")
+    home = tmp_path / "home"
+    for file in ("pgroot/bin", "data/PG_VERSION", "log/sidecar", "state.json", "of others"):
+        (home / file).parent.mkdir(parents=True, exist_ok=True)
+        (home / file).touch()
+    machine["NV_EMBED_HOME"] = str(home)
+    return home
+
+
+def make_clean(machine: dict[str, str], folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", "clean", *arguments], cwd=folder, env=machine, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_make_clean_keeps_the_databases_unless_it_is_told_not_to(machine: dict[str, str], home: Path) -> None:
+    assert make_clean(machine, home.parent).returncode == 0
+    assert {path.name for path in home.iterdir()} == {"data", "state.json", "of others"}
+    assert make_clean(machine, home.parent, "DATABASES=1").returncode == 0
+    assert {path.name for path in home.iterdir()} == {"of others"}
+
+
+def test_make_clean_leaves_a_server_alone_that_it_cannot_stop(machine: dict[str, str], home: Path) -> None:
+    (home / "data/postmaster.pid").touch()
+    done = make_clean(machine, home.parent, "DATABASES=1")
+    assert done.returncode != 0
+    assert "nothing is here to stop it: run make setup and make clean again" in done.stderr
+    assert (home / "data/PG_VERSION").exists()
+
+
+def test_make_clean_takes_nothing_from_a_folder_without_servers(machine: dict[str, str], home: Path) -> None:
+    shutil.rmtree(home / "pgroot")
+    shutil.rmtree(home / "data")
+    assert make_clean(machine, home.parent, "DATABASES=1").returncode == 0
+    assert (home / "log").exists()
+
+
 def test_make_help_names_every_target() -> None:
     makefile = (CHECKOUT / "Makefile").read_text()
     targets = re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)
