@@ -179,7 +179,8 @@ def _embedding(cursor: Cursor, relation: str, target: str) -> DictRow:
 
 def _finder(cursor: Cursor, found: Row, asked: Asked) -> Callable[[int], list[DictRow]]:
     """What searches at a width. The parts of the statement are the server's own, quoted by it."""
-    parts = {name: sql.SQL(found[name]) for name in ("relation", "functions", "pgvector", "key", "text")}
+    # Beside parameters a % is written twice, one of a name or a template too.
+    parts = {name: sql.SQL(found[name].replace("%", "%%")) for name in ("relation", "functions", "pgvector", "key", "text")}
     statement = sql.SQL(_read("overview_search").decode()).format(**parts)
     vector = f"[{','.join(map(repr, asked.vector))}]"
     given = {"vector": vector, "k": HITS, "target": found["target"], "rescore": asked.rescore}
@@ -208,8 +209,11 @@ def _vector_bytes(storage: str, dim: int) -> int:
 
 def _told(error: psycopg.Error) -> EmbedError:
     """What a reader of the page is told of it."""
-    said = error.diag.message_primary or "the connection to the database broke"
+    # What the driver refuses before the server is asked has no fields.
+    said = error.diag.message_primary or str(error)
     match error:
+        case psycopg.DataError() if not error.diag.sqlstate:
+            return InvalidInput(said, hint="choose one of nv_embed.status")
         case psycopg.errors.QueryCanceled() | psycopg.errors.LockNotAvailable():
             return DeadlineExceeded(
                 f"the database took longer than {STATEMENT_MS // 1000} s", hint="an index may help: nv-embed index; or ask when it has less to do"

@@ -56,8 +56,8 @@ def enter(page: Page, shown: Stack) -> None:
     expect(page.locator("#state")).to_have_text("serving")
 
 
-def ask(page: Page, question: str) -> None:
-    page.get_by_label("Embedding", exact=True).select_option("public.docs · embedding")
+def ask(page: Page, question: str, relation: str = "public.docs") -> None:
+    page.get_by_label("Embedding", exact=True).select_option(f"{relation} · embedding")
     page.get_by_label("Question").fill(question)
     page.get_by_role("button", name="Search").click()
     expect(page.locator("#answered")).to_contain_text("to embed with")
@@ -157,6 +157,15 @@ def test_a_row_s_text_is_shown_as_text_and_not_run(context: BrowserContext, show
     expect(page.locator(".column li").first).to_contain_text("<img src=x onerror=")
     assert (page.title(), page.locator("#columns img").count()) == ("nv_embed", 0)
     shown.owner.execute("DELETE FROM docs WHERE body LIKE '%zither%'")
+
+
+def test_a_vector_that_points_nowhere_is_shown_without_a_score(context: BrowserContext, shown: Stack) -> None:
+    shown.owner.execute("INSERT INTO later (body, embedding) VALUES ('lost', array_fill(0, ARRAY[384])::halfvec)")
+    page = context.new_page()
+    enter(page, shown)
+    ask(page, "anything", "public.later")
+    expect(page.locator(".column li .hit span")).to_have_text(["–"] * len(DIMS))
+    shown.owner.execute("DELETE FROM later WHERE body = 'lost'")
 
 
 def test_nothing_is_asked_while_nobody_looks(context: BrowserContext, shown: Stack) -> None:

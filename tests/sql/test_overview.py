@@ -109,6 +109,27 @@ def test_a_width_that_is_refused_leaves_the_others(open_as: Callable[..., Overvi
     assert "100" in columns[1]["error"]
 
 
+def test_a_percent_sign_in_names_and_templates_is_one(open_as: Callable[..., Overview], owner: Connection, install: Install, client: Client) -> None:
+    owner.execute("""CREATE TABLE "100%" ("%s" int PRIMARY KEY, body text)""")
+    owner.execute("""SELECT nv_embed.auto_embed('"100%"', source => '100 %% {body}%', dim => 384, mode => 'async')""")
+    owner.execute("""INSERT INTO "100%" VALUES (1, 'copper')""")
+    drain(install.dsn(owner.info.dbname), client.endpoint)
+    (column,) = open_as().search(question(open_as(), client, "copper", 'public."100%"'))
+    assert [(hit["key"], hit["text"]) for hit in column["hits"]] == [("1", "100 %% copper%")]
+
+
+def test_a_vector_that_points_nowhere_has_no_score(open_as: Callable[..., Overview], owner: Connection, client: Client) -> None:
+    owner.execute("""INSERT INTO "The rows" VALUES ('c', 1, 'lost', array_fill(0, ARRAY[512])::halfvec)""")
+    columns = open_as().search(question(open_as(), client, "copper wire"))
+    assert [hit["score"] for column in columns for hit in column["hits"] if hit["key"] == "c, 1"] == [None, None]
+
+
+@pytest.mark.parametrize(("relation", "target"), [("public.\0long", "embedding"), ("public.long", "embedding\0")])
+def test_a_name_that_no_database_can_have_is_the_asker_s_mistake(open_as: Callable[..., Overview], relation: str, target: str) -> None:
+    with pytest.raises(InvalidInput, match="NUL"):
+        open_as().model_of(relation, target)
+
+
 def test_nothing_can_be_written(open_as: Callable[..., Overview]) -> None:
     with pytest.raises(EmbedError, match="read-only transaction"), open_as()._transaction() as cursor:
         cursor.execute("DELETE FROM public.long")

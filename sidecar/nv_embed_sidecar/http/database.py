@@ -61,7 +61,7 @@ class Database(Protocol):
         """Model, revision and width of an embedding's vectors."""
 
     def search(self, asked: Asked) -> Sequence[Row]:
-        """For each width: `dim`, and `ms`, `vector_bytes` and `hits` (`key`, `score`, `text`), or `error`."""
+        """For each width: `dim`, and `ms`, `vector_bytes` and `hits` (`key`, `score`, `text`; no score is None), or `error`."""
 
     def close(self) -> None:
         """When nothing is asked any more."""

@@ -293,7 +293,7 @@ function columnOf(column, widest, known) {
 function hitOf(hit, isOther, dim) {
   const item = make("li", isOther ? "other" : "");
   const head = make("div", "hit");
-  head.append(make("b", "", hit.key), make("span", "", hit.score.toFixed(3)));
+  head.append(make("b", "", hit.key), make("span", "", hit.score === null ? "–" : hit.score.toFixed(3)));
   item.append(head, make("p", "", hit.text));
   if (isOther) item.title = `not among those found at ${dim} dimensions`;
   return item;
