@@ -9,7 +9,7 @@ In:  a worker's counts, a database      Out: Prometheus's text over HTTP
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -24,6 +24,15 @@ Connection = psycopg.Connection[Any]
 
 TIMEOUT_MS = 5000
 """For one look at the database: Prometheus itself gives up after ten seconds."""
+
+CONNECTION: Mapping[str, Any] = {
+    "connect_timeout": 3,
+    "tcp_user_timeout": TIMEOUT_MS,
+    "keepalives_idle": 2,
+    "keepalives_interval": 1,
+    "keepalives_count": 3,
+}
+"""As libpq takes it: a database whose host is gone is away before Prometheus gives up; by itself the kernel waits for a quarter of an hour."""
 
 STATUS = """
     SELECT nv_embed.qualified(relation), target, rows, embedded, pending, failed, coverage, extract(epoch FROM oldest_pending_age), rate
@@ -50,9 +59,11 @@ REEMBEDDING_GAUGES = (
 )
 
 
-def serve(address: str, counts: Counts, connect: Callable[[], Connection]) -> tuple[str, Callable[[], None]]:
+def serve(address: str, counts: Counts, connect: Callable[..., Connection]) -> tuple[str, Callable[[], None]]:
     """Answer Prometheus at `host:port`, in threads. Returns the address with its real port, and what ends it.
 
+    Args:
+        connect: to the database, with settings of libpq as keywords.
     Raises:
         InvalidInput: the address is none, or taken.
     """
@@ -103,38 +114,42 @@ class _Done(Collector):
 class _Database(Collector):
     """How far embeddings and re-embeddings are."""
 
-    def __init__(self, connect: Callable[[], Connection]) -> None:
+    def __init__(self, connect: Callable[..., Connection]) -> None:
         self._connect = connect
         self._lock = threading.Lock()
         self._connection: Connection | None = None
 
     def collect(self) -> Iterable[Metric]:
+        found = self._found()
         up = GaugeMetricFamily("nv_embed_database_up", "1 where the database could be asked, else 0.")
-        try:
-            with self._lock:
-                found = [*self._asked(STATUS, STATUS_GAUGES, ["relation", "target"])]
-                found += self._asked(REEMBEDDING, REEMBEDDING_GAUGES, ["relation", "target", "state"])
-        except psycopg.Error:
-            self._forget()
-            up.add_metric([], 0)
-            return [up]
-        up.add_metric([], 1)
-        return [up, *found]
+        up.add_metric([], 0 if found is None else 1)
+        return [up, *(found or ())]
 
     def describe(self) -> Iterable[Metric]:
         """Nothing is asked of the database for that."""
         return []
 
-    def _forget(self) -> None:
-        """Connect anew next time."""
-        with self._lock:
+    def _found(self) -> list[Metric] | None:
+        """What the database says; None where it cannot be asked, or has let somebody wait for all that time."""
+        if not self._lock.acquire(timeout=TIMEOUT_MS / 1000):
+            return None
+        try:
+            return [
+                *self._asked(STATUS, STATUS_GAUGES, ["relation", "target"]),
+                *self._asked(REEMBEDDING, REEMBEDDING_GAUGES, ["relation", "target", "state"]),
+            ]
+        except psycopg.Error:
+            # Connect anew next time.
             if self._connection is not None:
                 self._connection.close()
             self._connection = None
+            return None
+        finally:
+            self._lock.release()
 
     def _asked(self, query: str, gauges: Sequence[tuple[str, str]], labels: Sequence[str]) -> list[Metric]:
         if self._connection is None:
-            self._connection = self._connect()
+            self._connection = self._connect(**CONNECTION)
             self._connection.execute(f"SET statement_timeout = {TIMEOUT_MS}")
         families = [GaugeMetricFamily(name, what, labels=labels) for name, what in gauges]
         for row in self._connection.execute(query):

@@ -242,11 +242,10 @@ class Watch:
         self._queue, self._waits = None, False
 
 
-def connect(database_url: str) -> "psycopg.Connection[tuple[Any, ...]]":
-    """Of several hosts the one that can be written to; a standby is refused, since nothing can be claimed there."""
-    return psycopg.connect(
-        database_url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, application_name="nv-embed worker", target_session_attrs="read-write"
-    )
+def connect(database_url: str, **settings: Any) -> "psycopg.Connection[tuple[Any, ...]]":
+    """Of several hosts the one that can be written to; a standby is refused, since nothing can be claimed there. Settings are those of libpq."""
+    ours = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "nv-embed worker", "target_session_attrs": "read-write"}
+    return psycopg.connect(database_url, autocommit=True, **{**ours, **settings})
 
 
 def find_sidecar(database_url: str) -> tuple[str, Credentials]:

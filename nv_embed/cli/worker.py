@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -101,7 +102,7 @@ def _answer_prometheus(address: str | None, running: "Worker", database_url: str
     from nv_embed.exporter import serve
     from nv_embed.worker import connect
 
-    real, close = serve(address, running.counts, lambda: connect(database_url))
+    real, close = serve(address, running.counts, partial(connect, database_url))
     typer.echo(f"nv-embed worker: metrics at http://{real}/metrics", err=True)
     return close
 

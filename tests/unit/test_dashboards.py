@@ -43,7 +43,7 @@ class _Nobody:
         return {}
 
 
-def _nowhere() -> object:
+def _nowhere(**_: object) -> object:
     raise psycopg.OperationalError
 
 
