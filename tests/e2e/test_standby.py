@@ -2,6 +2,8 @@
 A streaming standby: what can be asked of it, and what is refused.
 """
 
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +19,8 @@ from vectors import one
 
 from nv_embed.cluster import Cluster, _run
 from nv_embed.home import give_to_postgres
+
+WORKER_HEALTH = Path(__file__).resolve().parents[2] / "docker" / "worker-health"
 
 
 @pytest.fixture
@@ -53,6 +57,13 @@ def follower(standby: Cluster, primary: Connection) -> Iterator[Connection]:
     with psycopg.connect(standby.dsn(primary.info.dbname), autocommit=True) as connection:
         assert one(connection, "SELECT pg_is_in_recovery()")
         yield connection
+
+
+@pytest.fixture
+def both(cluster: Cluster, standby: Cluster, primary: Connection) -> str:
+    """The URL of two hosts, the standby first."""
+    first, second = (server.running().port for server in (standby, cluster))  # type: ignore[union-attr]
+    return cluster.dsn(primary.info.dbname).replace(f"127.0.0.1:{second}", f"127.0.0.1:{first},127.0.0.1:{second}")
 
 
 READS = [
@@ -92,9 +103,7 @@ def test_a_standby_answers_as_its_primary_does_and_refuses_writes_as_read_only(p
     assert eventually(lambda: one(follower, search) == 51)
 
 
-def test_a_worker_refuses_a_standby_and_of_two_hosts_takes_the_primary(
-    cluster: Cluster, standby: Cluster, primary: Connection, sidecar: Sidecar
-) -> None:
+def test_a_worker_refuses_a_standby_and_of_two_hosts_takes_the_primary(standby: Cluster, both: str, primary: Connection, sidecar: Sidecar) -> None:
     primary.execute("SELECT nv_embed.alter_auto_embed('docs', 'embedding', mode => 'async')")
     primary.execute("INSERT INTO docs VALUES (51, 'text')")
 
@@ -102,13 +111,19 @@ def test_a_worker_refuses_a_standby_and_of_two_hosts_takes_the_primary(
         command = [sys.executable, "-m", "nv_embed.cli", "worker", "--database-url", url, "--endpoint", sidecar.address, "--once", "--timeout", "2"]
         return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
 
-    database = primary.info.dbname
-    refused = worker(standby.dsn(database))
+    refused = worker(standby.dsn(primary.info.dbname))
     assert refused.returncode == 1
     assert "session is read-only" in refused.stderr
     assert "cannot execute" not in refused.stderr
-    first, second = (server.running().port for server in (standby, cluster))  # type: ignore[union-attr]
-    both = cluster.dsn(database).replace(f"127.0.0.1:{second}", f"127.0.0.1:{first},127.0.0.1:{second}")
     done = worker(both)
     assert (done.returncode, done.stderr) == (0, "")
     assert one(primary, "SELECT embedding IS NOT NULL FROM docs WHERE id = 51")
+
+
+def test_of_two_hosts_a_worker_s_health_check_asks_the_one_that_the_worker_tells(both: str, primary: Connection) -> None:
+    primary.execute("SELECT nv_embed.beat(NULL, %s, true, '{}')", [f"{socket.gethostname()}:1"])
+    environment = {**os.environ, "NV_EMBED_DATABASE_URL": both}
+    said = subprocess.run(
+        [sys.executable, WORKER_HEALTH], stdin=subprocess.DEVNULL, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (said.returncode, said.stdout, said.stderr) == (0, "seen\n", "")
