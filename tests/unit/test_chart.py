@@ -33,6 +33,7 @@ RELEASE, NAMESPACE = "app", "prod"
 KUBERNETES = ("1.27", "1.37")
 """The oldest that Chart.yaml allows, and the newest whose schema is at hand."""
 
+PROMETHEUS = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
 TESTS_OWN = {"fake_delay_s", "fake_fault"}
 MONITORED = {"serviceMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}, "dashboards": {"enabled": True}}
 URL = "postgresql://nv_embedder@db:5432/app"
@@ -69,7 +70,7 @@ VALUES: dict[str, dict[str, Any]] = {
             "ca": {"existingSecret": "sidecar-ca"},
         },
         "networkPolicy": {
-            "monitoring": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}],
+            "monitoring": [PROMETHEUS],
             "sidecarEgress": [{"ports": [{"port": 443}]}],
         },
         "monitoring": {**MONITORED, "token": {"existingSecret": "prometheus-token"}, "ca": {"existingSecret": "sidecar-ca"}},
@@ -84,6 +85,7 @@ VALUES: dict[str, dict[str, Any]] = {
             "ca": {"existingSecret": "sidecar-ca"},
             "certificate": {"existingSecret": "worker-tls"},
         },
+        "networkPolicy": {"monitoring": [PROMETHEUS]},
         "monitoring": {**MONITORED, "certificate": {"existingSecret": "prometheus-tls"}},
     },
     "sidecars alone, one": {
@@ -91,10 +93,12 @@ VALUES: dict[str, dict[str, Any]] = {
         "sidecar": {"replicas": 1, "podDisruptionBudget": {"enabled": False}, "topologySpreadConstraints": []},
         "worker": {"enabled": False},
         "networkPolicy": {"enabled": False},
+        "monitoring": MONITORED,
     },
     "workers alone, library install": {
         "sidecar": {"enabled": False},
         "worker": {"replicas": 3, "lanes": 5, "endpoints": ["10.0.0.1:50051,10.0.0.2:50051", "other:50051"], "database": {"url": URL}},
+        "networkPolicy": {"monitoring": [PROMETHEUS]},
         "monitoring": MONITORED,
     },
 }
@@ -182,6 +186,13 @@ def test_rules_and_dashboards_are_those_of_docker_itself() -> None:
         assert (CHART / "files" / name).is_symlink()
         assert (CHART / "files" / name).resolve() == there
         assert list(there.iterdir())
+
+
+def test_nobody_is_woken_for_a_sidecar_that_is_still_loading() -> None:
+    (group,) = yaml.safe_load((DOCKER / "prometheus" / "rules" / "sidecar.yaml").read_text())["groups"]
+    rules = {rule["alert"]: rule for rule in group["rules"]}
+    assert (rules["SidecarAway"]["labels"]["severity"], rules["NoSidecar"]["labels"]["severity"]) == ("warn", "page")
+    assert int(rules["SidecarAway"]["for"].removesuffix("m")) * 60 > DEFAULTS["sidecar"]["startupSeconds"]
 
 
 def test_the_metrics_that_sidecars_are_scaled_by_are_told_by_a_sidecar_and_a_worker() -> None:
@@ -306,6 +317,13 @@ def test_every_port_that_is_named_is_one_of_the_pods(manifests: list[Manifest]) 
         assert {entry["port"] for entry in monitor["spec"]["endpoints"]} <= offered
 
 
+def test_whoever_is_told_to_ask_for_metrics_is_let_in(manifests: list[Manifest]) -> None:
+    asked = {monitor["metadata"]["name"] for kind in ("ServiceMonitor", "PodMonitor") for monitor in kinds(manifests, kind)}
+    for policy in kinds(manifests, "NetworkPolicy"):
+        peers = [peer for rule in policy["spec"].get("ingress", []) for peer in rule["from"]]
+        assert (PROMETHEUS in peers) is (policy["metadata"]["name"] in asked)
+
+
 def test_a_worker_asks_the_service_that_has_an_address_for_each_sidecar() -> None:
     manifests = known("cpu")
     (peers,) = (service for service in kinds(manifests, "Service") if service["spec"].get("clusterIP") == "None")
@@ -363,7 +381,7 @@ def test_probes_ask_what_the_image_has_and_a_client_certificate_is_not_needed(ma
         assert not schemes or "NV_EMBED_SIDECAR_TLS_CLIENT_CA" not in variables
         for probe in probes(container):
             if "exec" in probe:
-                (program,) = probe["exec"]["command"]
+                program, *_ = probe["exec"]["command"]
                 assert Path(program).parent == Path("/usr/local/bin")
                 assert f"docker/{Path(program).name}" in DOCKERFILE
 
@@ -387,6 +405,19 @@ def test_rules_go_by_the_jobs_that_the_monitors_make() -> None:
         jobs.add(monitor["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"])
     assert set(re.findall(r'job="(\w+)"', json.dumps(made).replace("\\", ""))) == jobs
     assert set(re.findall(r'job="(\w+)"', json.dumps(kinds(manifests, "ScaledObject")).replace("\\", ""))) == jobs
+
+
+def test_nobody_is_alarmed_for_a_part_that_is_not_installed(manifests: list[Manifest]) -> None:
+    watches = {"sidecar": "sidecar", "worker": "database"}
+    rules = {rule["spec"]["groups"][0]["name"] for rule in kinds(manifests, "PrometheusRule")}
+    assert rules in (set(), {watches[part] for part, _, _ in pods(manifests)})
+
+
+def test_a_sidecar_that_makes_a_model_anew_is_not_ended(manifests: list[Manifest]) -> None:
+    for part, _, container in pods(manifests):
+        if part == "sidecar":
+            probe = container["livenessProbe"]
+            assert probe.get("httpGet", {}).get("path") == "/v1/health/live" or probe["exec"]["command"][1:] == ["--live"]
 
 
 def test_dashboards_are_handed_to_grafana_as_they_are() -> None:
@@ -435,6 +466,7 @@ def test_sidecars_are_scaled_by_how_long_requests_and_rows_wait() -> None:
             {"worker": {"enabled": False}, "sidecar": {"tokens": {"existingSecret": "t"}}, "monitoring": {"serviceMonitor": {"enabled": True}}},
             "Prometheus has no token",
         ),
+        ({"worker": {"database": {"url": URL}}, "monitoring": {"serviceMonitor": {"enabled": True}}}, "give networkPolicy.monitoring"),
     ],
 )
 def test_what_cannot_work_is_refused_with_what_to_do(values: dict[str, Any], said: str) -> None:

@@ -1,9 +1,14 @@
 """
-The health service, with clients that watch and go.
+The health service, with clients that watch and go, and the check of the container image.
 """
 
+import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,6 +19,7 @@ from nv_embed_sidecar.server import Server
 from program import eventually
 from services import serving
 
+CHECK = Path(__file__).resolve().parents[2] / "docker" / "sidecar-health"
 SERVICE = "nv_embed.v1.Embedder"
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = (
     health_pb2.HealthCheckResponse.SERVING,
@@ -76,3 +82,21 @@ def test_watchers_that_come_and_go_while_the_status_changes_do_not_stop_the_side
         ended.join(20)
         assert not ended.is_alive()
         assert eventually(lambda: not server._health._watchers)
+
+
+def test_the_images_check_tells_a_sidecar_that_takes_no_requests_from_one_that_is_gone(tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+
+    def exit_statuses() -> list[int]:
+        command, environment = [sys.executable, CHECK], {**os.environ, "NV_EMBED_SIDECAR_READY_FILE": str(ready)}
+        return [
+            subprocess.run([*command, *arguments], env=environment, capture_output=True, check=False).returncode for arguments in ([], ["--live"])
+        ]
+
+    assert exit_statuses() == [1, 1]
+    with serving(FakeEngine(), listen=("127.0.0.1:0", f"unix:{tmp_path}/sidecar.sock")) as server:
+        ready.write_text(json.dumps({"addresses": server.addresses}))
+        assert exit_statuses() == [0, 0]
+        server._set_health(False)
+        assert exit_statuses() == [1, 0]
+    assert exit_statuses() == [1, 1]

@@ -99,4 +99,7 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- fail "sidecar.tls.clientCaKey asks for certificates, and Prometheus has none: give monitoring.certificate.existingSecret" }}
 {{- end }}
 {{- end }}
+{{- if and $m.serviceMonitor.enabled .Values.networkPolicy.enabled (not .Values.networkPolicy.monitoring) }}
+{{- fail "monitoring.serviceMonitor has Prometheus ask, and no policy lets it in: give networkPolicy.monitoring, such as [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]" }}
+{{- end }}
 {{- end }}
