@@ -234,7 +234,9 @@ class _Comparison:
             edit.middle.append(AlterAutoEmbedding(place.table, place.target, schema=place.schema, **differs, **existing))
             log.info("Detected changed embedding '%s': %s", place, ", ".join(differs))
         if moves:
-            existing = {f"existing_{name}": getattr(present, name) or (0 if name == "chunk_tokens" else None) for name in moves}
+            existing = {f"existing_{name}": getattr(present, name) for name in moves}
+            if "chunk_tokens" in moves:
+                existing["existing_chunk_tokens"] = present.chunk_tokens or 0
             edit.last.append(replace(Reembed(place.table, place.target, schema=place.schema, **moves, **existing), note=COMMITS))
             log.info("Detected changed embedding '%s': %s", place, ", ".join(moves))
         self._change_indexes(edit, place, present, wanted, moves.get("dim") or present.dim)

@@ -139,7 +139,12 @@ MOVES = {
     "longer pieces": (
         model(pieces(indexes=(EmbeddingIndex(),))),
         model(pieces(chunk_tokens=9, chunk_overlap=2, indexes=(EmbeddingIndex(),))),
-        "op.reembed('docs', 'parts', chunk_tokens=9, chunk_overlap=2, existing_chunk_tokens=8",
+        "existing_chunk_overlap=0,",
+    ),
+    "pieces that overlap": (
+        model(pieces()),
+        model(pieces(chunk_overlap=2)),
+        "op.reembed('docs', 'parts', chunk_overlap=2, existing_chunk_overlap=0)",
     ),
     "wider pieces": (model(pieces()), model(pieces(dim=512)), "op.reembed('docs', 'parts', dim=512, existing_dim=384)"),
     "dimensions and a prefix": (
@@ -159,11 +164,11 @@ def test_other_vectors_become_a_reembedding(make: Make, db: Connection, sidecar:
     db.execute("INSERT INTO docs SELECT n, 'title ' || n, 'body' FROM generate_series(1, 30) AS n")
     with working(project.dsn, sidecar.address):
         assert expected in evolve(project, after)
-        start = columns(db)
+        start = columns(db), pieces_of(db)
         project.upgrade()
         assert project.diff() == []
         project.downgrade("-1")
-        assert columns(db) == start
+        assert (columns(db), pieces_of(db)) == start
         project.upgrade()
         project.check()
         (target,) = db.execute("SELECT target FROM nv_embed.embedding").fetchone() or ()
@@ -175,6 +180,10 @@ def columns(db: Connection) -> list[Any]:
     return db.execute(
         "SELECT attname, atttypmod FROM pg_attribute WHERE attrelid = 'docs'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attname"
     ).fetchall()
+
+
+def pieces_of(db: Connection) -> list[Any]:
+    return db.execute("SELECT chunk_tokens, chunk_overlap FROM nv_embed.generation WHERE state = 'live'").fetchall()
 
 
 @pytest.mark.parametrize("each", [True, False])
