@@ -28,6 +28,15 @@ from nv_embed.sqlalchemy.held import Held, hold
 
 MISSING = object()
 
+
+class Made(list[float]):
+    """A vector that a flush has set on an object.
+
+    It is the row's once that is written. Until then it is nobody's: the object may be rolled back and keep it, and come again with another text. That
+    is told by the value, since it goes along where an object is merged, pickled or added to another session.
+    """
+
+
 Embed = Callable[[Sequence[str], Held], Sequence[list[float]]]
 """Texts, and what makes their vectors."""
 
@@ -56,19 +65,20 @@ class Row:
     Attributes:
         changed: of one that the database has, which attributes are written; None of a new one.
         stored: what the database has in its source columns, by their names.
-        seen: the values of the source attributes when its text was rendered.
+        seen: the source attributes when its text was rendered: what each may be now, unless an event has set it.
     """
 
     place: Place
     state: InstanceState[Any]
     changed: Set[str] | None = None
     stored: Mapping[str, Any] = field(default_factory=dict)
-    seen: Mapping[str, Any] = field(default_factory=dict)
+    seen: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
-    def look(self, held: Held) -> dict[str, Any]:
-        """The source attributes as they are now."""
-        keys = (self.place.attributes.get(name) for name in held.columns if name is not None)
-        return {key: self.state.dict.get(key, MISSING) for key in keys if key is not None}
+    def look(self, held: Held) -> dict[str, tuple[Any, ...]]:
+        """The source attributes as they are now. One that is not there yet may be loaded while its row is written."""
+        keys = {name: key for name, key in self.place.attributes.items() if name in held.columns}
+        values = self.state.dict
+        return {key: (values[key],) if key in values else (MISSING, self.stored.get(name, MISSING)) for name, key in keys.items()}
 
 
 def embed(session: Session, call: Embed) -> list[Row]:
@@ -77,6 +87,7 @@ def embed(session: Session, call: Embed) -> list[Row]:
     Raises:
         EmbedError: nothing was set, and nothing is flushed.
     """
+    _take_back(session)
     texts: dict[tuple[Any, ...], tuple[Held, list[tuple[Row, str]]]] = {}
     blank: list[Row] = []
     for row, held, text in _texts(session):
@@ -86,20 +97,32 @@ def embed(session: Session, call: Embed) -> list[Row]:
         elif row.changed is not None:
             blank.append(row)
     vectors = [pair for held, found in texts.values() for pair in _embedded(held, found, call)]
-    for row, vector in [*vectors, *((row, None) for row in blank)]:
-        set_attribute(row.state.obj(), row.place.key, vector)
+    for row, vector in vectors:
+        set_attribute(row.state.obj(), row.place.key, Made(vector))
+    for row in blank:
+        set_attribute(row.state.obj(), row.place.key, None)
     return [row for row, _ in vectors]
 
 
 def mend(session: Session, rows: Iterable[Row]) -> None:
     """Have the database embed the rows whose texts were changed by events while they were flushed."""
     for row in rows:
-        if any(row.state.dict.get(key, MISSING) != value for key, value in row.seen.items()):
+        if any(row.state.dict.get(key, MISSING) not in values for key, values in row.seen.items()):
             place = row.place
             matches = [column == row.state.dict[place.attributes[column.name]] for column in place.table.primary_key]
             statement = update(place.table).where(*matches).values({place.table.columns[place.embedding.target]: None})
             session.execute(statement, bind_arguments={"mapper": place.mapper})
             set_committed_value(row.state.obj(), place.key, None)
+
+
+def _take_back(session: Session) -> None:
+    """Take away what an earlier flush has set and not written, or not for good."""
+    for state, place in _flushed(session):
+        if isinstance(state.dict.get(place.key), Made):
+            if not state.persistent:
+                set_attribute(state.obj(), place.key, None)
+            elif _is_written(state, place.key):
+                session.expire(state.obj(), [place.key])
 
 
 def _texts(session: Session) -> Iterator[tuple[Row, Held, str]]:
@@ -119,19 +142,25 @@ def _texts(session: Session) -> Iterator[tuple[Row, Held, str]]:
 def _awaiting(session: Session) -> dict[Place, list[Row]]:
     """New objects without a vector, and changed ones whose sources, as metadata have them, are written and their vector is not."""
     found: dict[Place, list[Row]] = {}
+    for state, place in _flushed(session):
+        if not state.persistent:
+            if state.dict.get(place.key) is None:
+                found.setdefault(place, []).append(Row(place, state))
+        elif not _is_written(state, place.key):
+            changed = {key for key in _sources(place) if _is_written(state, key)}
+            if changed:
+                found.setdefault(place, []).append(Row(place, state, changed))
+    return found
+
+
+def _flushed(session: Session) -> Iterator[tuple[InstanceState[Any], Place]]:
+    """What is about to be flushed, and where it has vectors."""
     places: dict[Mapper[Any], list[Place]] = {}
     for state in [*map(inspect, session.new), *map(inspect, session.dirty)]:
         if state.mapper not in places:
             places[state.mapper] = list(_places(state.mapper))
         for place in places[state.mapper]:
-            if not state.persistent:
-                if state.dict.get(place.key) is None:
-                    found.setdefault(place, []).append(Row(place, state))
-            elif not _is_written(state, place.key):
-                changed = {key for key in _sources(place) if _is_written(state, key)}
-                if changed:
-                    found.setdefault(place, []).append(Row(place, state, changed))
-    return found
+            yield state, place
 
 
 def _places(mapper: Mapper[Any]) -> Iterator[Place]:

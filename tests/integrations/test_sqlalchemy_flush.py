@@ -3,6 +3,7 @@ Sessions that embed what they flush: one call, the right vectors, and what is le
 """
 
 import enum
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -101,6 +102,7 @@ def assert_right(session: Session, client: Client, column: Any, source: Any, row
         assert cosine(vector, expected) > 0.999, told
 
 
+OWN = [1.0] + [0.0] * 383
 RENDERED = func.concat(Doc.title, "\n", Doc.body)
 
 
@@ -135,19 +137,120 @@ def test_new_and_changed_objects_of_a_flush_are_embedded_together(maker: session
 
 
 def test_a_vector_that_was_set_and_an_object_that_did_not_change_are_left_alone(maker: sessionmaker[Session], counter: Counter) -> None:
-    own = [1.0] + [0.0] * 383
     with maker() as session:
-        doc = Doc(id=1, body="text", embedding=own)
+        doc = Doc(id=1, body="text", embedding=OWN)
         session.add(doc)
         session.commit()
-        assert doc.embedding == own
-        doc.body, doc.embedding = "other", [0.0, *own[:-1]]
+        assert doc.embedding == OWN
+        doc.body, doc.embedding = "other", [0.0, *OWN[:-1]]
         session.commit()
         doc.body = "other"
         doc.hits = 2
         session.commit()
-        assert doc.embedding == [0.0, *own[:-1]]
+        assert doc.embedding == [0.0, *OWN[:-1]]
     assert counter.pages == []
+
+
+def test_an_object_that_was_expired_is_embedded_once(maker: sessionmaker[Session], counter: Counter, client: Client) -> None:
+    with maker() as session:
+        doc = Doc(id=1, body="body")
+        session.add(doc)
+        session.commit()
+        counter.pages.clear()
+        doc.title = "title"
+        session.commit()
+        assert counter.pages == [["title\nbody"]]
+        assert session.scalar(text("SELECT count(*) FROM nv_embed.job")) == 0
+        assert_right(session, client, Doc.embedding, RENDERED, 1)
+
+
+def refused(maker: sessionmaker[Session]) -> Doc:
+    """An object whose row was refused after it had got its vector, with another text since."""
+    with maker() as session:
+        session.execute(insert(Doc).values(id=1, body="there", embedding=OWN))
+        session.commit()
+        doc = Doc(id=1, body="before")
+        session.add(doc)
+        with pytest.raises(sqlalchemy.exc.IntegrityError):
+            session.commit()
+    assert doc.embedding is not None
+    doc.id, doc.body = 2, "after"
+    return doc
+
+
+@pytest.mark.parametrize("way", ["added", "pickled", "merged"])
+def test_an_object_whose_row_was_refused_comes_again_with_the_vector_of_its_new_text(maker: sessionmaker[Session], client: Client, way: str) -> None:
+    doc = refused(maker)
+    with maker() as session:
+        if way == "merged":
+            session.merge(doc)
+        else:
+            session.add(pickle.loads(pickle.dumps(doc)) if way == "pickled" else doc)
+        session.commit()
+        session.execute(text("DELETE FROM docs WHERE id = 1"))
+        assert_right(session, client, Doc.embedding, RENDERED, 1)
+
+
+def test_one_that_is_left_to_a_worker_then_brings_no_vector_of_before(
+    maker: sessionmaker[Session], client: Client, url: str, counter: Counter
+) -> None:
+    doc = refused(maker)
+    with maker() as session:
+        session.execute(text("SET LOCAL nv_embed.mode = 'async'"))
+        session.add(doc)
+        session.commit()
+        assert doc.embedding is None
+    drain(plain(url), counter.address)
+    with maker() as session:
+        session.execute(text("DELETE FROM docs WHERE id = 1"))
+        assert_right(session, client, Doc.embedding, RENDERED, 1)
+
+
+def test_one_that_then_got_a_vector_of_the_users_keeps_it(maker: sessionmaker[Session], counter: Counter) -> None:
+    doc = refused(maker)
+    counter.pages.clear()
+    with maker() as session:
+        doc.embedding = OWN
+        session.add(doc)
+        session.commit()
+        assert doc.embedding == OWN
+    assert counter.pages == []
+
+
+def test_what_a_savepoint_has_taken_back_is_embedded_by_its_new_text(maker: sessionmaker[Session], client: Client) -> None:
+    with maker() as session:
+        changed = Doc(id=1, body="first")
+        session.add(changed)
+        session.flush()
+        savepoint = session.begin_nested()
+        new = Doc(id=2, body="before")
+        session.add(new)
+        changed.body = "meanwhile"
+        session.flush()
+        savepoint.rollback()
+        session.add(new)
+        new.body, changed.title = "after", "title"
+        session.commit()
+        assert_right(session, client, Doc.embedding, RENDERED, 2)
+
+
+def test_a_flush_that_another_listener_stops_leaves_no_vectors_to_the_next(maker: sessionmaker[Session], client: Client) -> None:
+    def stop(*_: Any) -> None:
+        raise RuntimeError
+
+    with maker() as session:
+        back, changed, new = Doc(id=1, body="first"), Doc(id=2, body="second"), Doc(id=3, body="before")
+        session.add_all([back, changed])
+        session.commit()
+        session.add(new)
+        back.body = changed.body = "meanwhile"
+        event.listen(session, "before_flush", stop)
+        with pytest.raises(RuntimeError):
+            session.flush()
+        event.remove(session, "before_flush", stop)
+        back.body, changed.body, new.body = "first", "changed", "after"
+        session.commit()
+        assert_right(session, client, Doc.embedding, RENDERED, 3)
 
 
 def test_columns_that_others_have_changed_meanwhile_are_read_again(maker: sessionmaker[Session], connect: Connect, client: Client) -> None:
