@@ -172,7 +172,8 @@ class NvVectorStore(VectorStore):
     ) -> list[str]:
         """Write documents; one whose id is there already takes its place. Returns their ids, in order.
 
-        A text that stays the same is not embedded again. Of several with the same id the last one stays.
+        Of several with the same id the last one stays. The database does not embed a text again that stays the same; a store with an `embedding`
+        embeds all that it is given.
 
         Args:
             metadatas, ids: as many as texts; where an id is None the database makes one.
