@@ -49,7 +49,7 @@ class Where:
         """What sends texts through a door, and waits for their vectors."""
         if door == GRPC:
             client = Client(self.grpc)
-            return lambda texts, input_type: list(client.embed_pages(texts, dim=self.dim, input_type=input_type, interactive=input_type == "query"))
+            return lambda texts, input_type: list(client.embed_pages(texts, dim=self.dim, input_type=input_type))
         http = httpx.Client(base_url=f"http://{self.http}", timeout=120)
         said = {"encoding_format": "base64" if door == BASE64 else "float", **({"dimensions": self.dim} if self.dim else {})}
 

@@ -200,7 +200,7 @@ def latency_through_grpc(folder: Path, directory: Path, device: str, precision: 
         candidates = ["dynamo " * words for words in range(1, 2 * QUERY_TOKENS)]
         counts = client.count_tokens(candidates, input_type="query")
         text = min(zip(candidates, counts, strict=True), key=lambda each: abs(each[1] - QUERY_TOKENS))[0]
-        return latency(lambda: list(client.embed_pages([text], input_type="query", interactive=True)))
+        return latency(lambda: list(client.embed_pages([text], input_type="query")))
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -2,7 +2,8 @@
 How long a query waits: on an idle sidecar, and while bulk clients keep it busy.
 
 A real sidecar, clients in processes of their own, real texts. Queries go one after the other, with pauses: alone; under saturating bulk load with
-interactive priority; and the same without it. Then many clients flood it with queries, and bulk is to keep half of its rate. The phases take turns.
+interactive priority; and the same sent as passages, which have none. Then many clients flood it with queries, and bulk is to keep half of its rate.
+The phases take turns.
 
     bench/latency.py BEIR_DIR… [--model minilm] [--bulk-clients 4] [--query-clients 8] [--phase-s 15] [--rounds 3]
 """
@@ -144,7 +145,7 @@ def ask(address: str, texts: Sequence[str], interactive: bool, seed: int, asking
         for start in itertools.cycle(range(0, len(shuffled), size)):
             asking.wait()
             page = shuffled[start : start + size]
-            list(client.embed_pages(page, truncate="END", input_type="query" if interactive else "passage", interactive=interactive))
+            list(client.embed_pages(page, truncate="END", input_type="query" if interactive else "passage"))
             with answered.get_lock():
                 answered.value += len(page)
 
@@ -177,7 +178,7 @@ def ask_for(client: Client, queries: Sequence[str], seconds: float, interactive:
         begun = time.perf_counter()
         if begun > end:
             break
-        list(client.embed_pages([query], truncate="END", input_type="query", interactive=interactive))
+        list(client.embed_pages([query], truncate="END", input_type="query" if interactive else "passage"))
         taken.append(time.perf_counter() - begun)
     return taken
 

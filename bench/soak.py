@@ -162,7 +162,7 @@ class Caller:
         self._texts = texts
         self._draw = draw
         self._kinds: dict[str, tuple[int, Callable[[str], Outcome]]] = {
-            "query": (10, lambda kind: self._ask(kind, "query", 1, CALL_S, interactive=True)),
+            "query": (10, lambda kind: self._ask(kind, "query", 1, CALL_S)),
             "bulk": (6, lambda kind: self._ask(kind, "passage", self._draw.randint(8, 96), CALL_S)),
             "long texts": (1, lambda kind: self._ask(kind, "long", self._draw.randint(1, 3), CALL_S)),
             "stream": (2, self._stream),
@@ -187,12 +187,12 @@ class Caller:
         except Exception as error:  # noqa: BLE001 - whatever else comes out is what the report is about
             return Outcome(kind, FAILED, time.monotonic() - begun, what=f"{type(error).__name__}: {error}")
 
-    def _ask(self, kind: str, of: str, count: int, timeout_s: float, *, interactive: bool = False) -> Outcome:
+    def _ask(self, kind: str, of: str, count: int, timeout_s: float) -> Outcome:
         positions, texts = self._drawn(of, count)
         input_type = "query" if of == "query" else "passage"
         begun = time.monotonic()
         try:
-            pages = list(self._client.embed_pages(texts, truncate="END", input_type=input_type, interactive=interactive, timeout_s=timeout_s))
+            pages = list(self._client.embed_pages(texts, truncate="END", input_type=input_type, timeout_s=timeout_s))
         except DeadlineExceeded:
             return self._late(kind, begun, timeout_s)
         rows = b"".join(page.vectors for page in pages)
@@ -399,7 +399,7 @@ def idle_ms(address: str, folder: Path) -> float:
     with Client(address) as client:
         for text in itertools.islice(itertools.cycle(texts), IDLE_QUERIES):
             begun = time.perf_counter()
-            list(client.embed_pages([text], truncate="END", input_type="query", interactive=True))
+            list(client.embed_pages([text], truncate="END", input_type="query"))
             taken.append(time.perf_counter() - begun)
     return 1000 * statistics.median(taken)
 

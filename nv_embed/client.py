@@ -167,7 +167,7 @@ class Client:
 
         Args:
             dim: one of the model's dimensions; its native width unless given.
-            input_type: `passage` for what is searched, `query` for what is asked.
+            input_type: `passage` for what is searched, `query` for what is asked, which goes before the passages that wait at the sidecar.
             model: a name that `list_models` shows; the sidecar's default unless given.
             revision: refuse to answer with any other revision of the model.
             truncate: `NONE` (a text over the model's limit is an error), `START` or `END`.
@@ -199,12 +199,13 @@ class Client:
         model: str | None = None,
         revision: str | None = None,
         truncate: str = "NONE",
-        interactive: bool = False,
         timeout_s: float | None = None,
     ) -> Iterator[Page]:
         """Embed texts page by page, in their order; two calls for each sidecar wait at a time. Arguments and errors as for `embed`."""
         check_dim(dim)
         input_type_value = _choice("input_type", input_type.lower(), INPUT_TYPES)
+        # Somebody waits for the answer to a question.
+        priority = pb.PRIORITY_INTERACTIVE if input_type_value == pb.INPUT_TYPE_QUERY else pb.PRIORITY_BULK
         truncate_value = _choice("truncate", truncate.upper(), TRUNCATES)
         under_way: deque[_Call] = deque()
         served: tuple[str, str, int] | None = None
@@ -217,9 +218,9 @@ class Client:
                     model=model or "",
                     revision=revision or (served[1] if served else ""),
                     truncate=truncate_value,
-                    priority=pb.PRIORITY_INTERACTIVE if interactive else pb.PRIORITY_BULK,
+                    priority=priority,
                 )
-                under_way.append(_Call(start, len(page), self._begin(self._stub.Embed, request, timeout_s)))
+                under_way.append(self._begin(self._stub.Embed, request, start, timeout_s))
                 if len(under_way) == self._pages_under_way:
                     answered = self._page(under_way)
                     served = _same_model(served, answered)
@@ -238,7 +239,7 @@ class Client:
         counts: list[int] = []
         for start, page in _cut(texts):
             request = pb.TokenizeRequest(texts=page, input_type=input_type_value, model=model or "")
-            counts.extend(self._answer(self._begin(self._stub.Tokenize, request), start).tokens)
+            counts.extend(self._answer(self._begin(self._stub.Tokenize, request, start)).tokens)
         return counts
 
     def chunk(self, text: str, max_tokens: int, *, overlap: int = 0, model: str | None = None) -> list[Piece]:
@@ -262,39 +263,40 @@ class Client:
         answer = self._answer(self._begin(HealthStub(self._channel).Check, request))
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
-    def _begin(self, method: Any, request: Any, timeout_s: float | None = None) -> "grpc.Future[Any]":
+    def _begin(self, method: Any, request: Any, start: int = 0, timeout_s: float | None = None) -> "_Call":
         timeout = self.timeout_s if timeout_s is None else timeout_s
         metadata = (*self._metadata, *self._trace())
-        return self._caller.begin(lambda: method.future(request, timeout=timeout, metadata=metadata))
+        return _Call(request, start, timeout, self._caller.begin(lambda: method.future(request, timeout=timeout, metadata=metadata)))
 
-    def _answer(self, answer: "grpc.Future[Any]", start: int = 0) -> Any:
-        """The answer to a call, or the table's error; `start` is the position of the call's first text among all."""
+    def _answer(self, call: "_Call") -> Any:
+        """The answer to a call, or the table's error."""
         try:
-            return self._caller.wait(answer)
+            return self._caller.wait(call.answer)
         except grpc.RpcError as error:
-            raise self._translate(error, start) from None
+            raise self._translate(error, call) from None
         except grpc.FutureCancelledError:
             raise Unavailable(f"the call to {self._label} was cancelled", hint="try again") from None
 
     def _page(self, under_way: "deque[_Call]") -> Page:
         call = under_way[0]
-        answer = self._answer(call.answer, call.start)
+        answer = self._answer(call)
         under_way.popleft()
-        if answer.dim < 1 or len(answer.vectors) != 4 * call.count * answer.dim:
+        count = len(call.request.texts)
+        if answer.dim < 1 or len(answer.vectors) != 4 * count * answer.dim:
             raise EngineFailure(
-                f"{self._label} answered {len(answer.vectors)} bytes for {call.count} texts at {answer.dim} dimensions",
+                f"{self._label} answered {len(answer.vectors)} bytes for {count} texts at {answer.dim} dimensions",
                 hint="nothing was used of this answer; check that the endpoint is an nv_embed sidecar of this version",
             )
-        return Page(answer.vectors, call.count, answer.dim, answer.model, answer.revision)
+        return Page(answer.vectors, count, answer.dim, answer.model, answer.revision)
 
-    def _translate(self, error: Any, start: int) -> EmbedError:
+    def _translate(self, error: Any, call: "_Call") -> EmbedError:
         """The table's error for a gRPC status. What gRPC itself says of addresses stays out of it: an ordinary SQL user must not learn them."""
         code = error.code().name
         trailing = dict(error.trailing_metadata() or ())
         hint = trailing.get("nv-embed-hint-bin", b"").decode(errors="replace")
         if code == "DEADLINE_EXCEEDED":
             return DeadlineExceeded(
-                f"{self._label} did not answer within {self.timeout_s:g} s", hint=hint or "send fewer texts at a time, or allow more time"
+                f"{self._label} did not answer within {call.timeout_s:g} s", hint=hint or "send fewer texts at a time, or allow more time"
             )
         if code == "CANCELLED" or (code == "UNAVAILABLE" and not hint):  # gRPC's own; what the sidecar itself says has a hint
             why, remedy = why_unconnected(error.details() or "", encrypted=self._encrypted)
@@ -309,17 +311,22 @@ class Client:
             error.details() or code,
             hint=hint,
             retry_after_s=float(retry_after) if retry_after else None,
-            position=start + int(position) if position else None,
+            position=call.start + int(position) if position else None,
         )
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A page under way: `count` texts, the first of them at `start` among all."""
+    """A call under way.
 
+    Attributes:
+        start: the position of its first text among all.
+    """
+
+    request: Any
     start: int
-    count: int
-    answer: "grpc.Future[pb.EmbedResponse]"
+    timeout_s: float
+    answer: "grpc.Future[Any]"
 
 
 def check_dim(dim: int | None) -> None:

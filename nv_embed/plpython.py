@@ -172,7 +172,7 @@ class Session:
     @reports
     def identify(self, dim: int | None, model: str | None) -> tuple[int, str, str]:
         """Dimension, model and revision that answer for this `dim` and `model`, found out by embedding a word."""
-        page = next(self._connect().embed_pages(["probe"], dim=dim, model=model, interactive=True))
+        page = next(self._connect().embed_pages(["probe"], dim=dim, input_type="query", model=model))
         return page.dim, page.model, page.revision
 
     @reports
@@ -281,7 +281,7 @@ class Session:
         kept = self._queries.get(key)
         if kept is not None and now - kept[0] < QUERY_CACHE_S:
             return kept[1]
-        page = next(client.embed_pages([query], dim=dim, input_type="query", model=model, revision=revision, interactive=True))
+        page = next(client.embed_pages([query], dim=dim, input_type="query", model=model, revision=revision))
         vector = orjson.dumps(next(page.rows()).tolist()).decode()
         self._queries[key] = (now, vector)
         self._queries.move_to_end(key)

@@ -69,7 +69,5 @@ def embed(
     client: Client, texts: list[str], input_type: str, *, model: str | None, dim: int | None, truncate: str, revision: str | None = None
 ) -> list[list[float]]:
     """Vectors as LangChain has them; arguments and errors as for `Client.embed`."""
-    pages = client.embed_pages(
-        texts, dim=dim, input_type=input_type, model=model, revision=revision, truncate=truncate, interactive=input_type == "query"
-    )
+    pages = client.embed_pages(texts, dim=dim, input_type=input_type, model=model, revision=revision, truncate=truncate)
     return [row.tolist() for page in pages for row in page.rows()]

@@ -387,7 +387,7 @@ def test_an_overloaded_sidecar_says_at_once_when_to_come_back(own_folder: Path) 
         assert time.monotonic() - started < 0.5
         assert raised.value.retry_after_s is not None
         with Client(running.addresses[0], timeout_s=WAIT_S) as other:
-            (page,) = other.embed_pages(["a query"], input_type="query", interactive=True)
+            (page,) = other.embed_pages(["a query"], input_type="query")
             assert page.count == 1, "queries have a queue of their own"
         for call in waiting:
             call.cancel()
@@ -409,7 +409,7 @@ def test_a_query_passes_the_bulk_work(own_folder: Path) -> None:
         waits = []
         for _ in range(5):
             started = time.monotonic()
-            list(client.embed_pages(["a query"], input_type="query", interactive=True))
+            list(client.embed_pages(["a query"], input_type="query"))
             waits.append(time.monotonic() - started)
         assert not bulk.done()
         bulk.cancel()

@@ -2,6 +2,7 @@
 The client against the real sidecar, and against servers that answer wrongly.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nv_embed.client import PAGE_BYTES, PAGE_TEXTS, Client, _cut
-from nv_embed.errors import EmbedError, EngineFailure, InvalidInput, Overloaded, Unavailable, UnknownModel
+from nv_embed.errors import DeadlineExceeded, EmbedError, EngineFailure, InvalidInput, Overloaded, Unavailable, UnknownModel
 from nv_embed.proto import nv_embed_pb2 as pb
 from nv_embed.proto.nv_embed_pb2_grpc import EmbedderServicer, add_EmbedderServicer_to_server
 
@@ -101,6 +102,32 @@ def test_a_model_that_changes_between_two_pages_fails_the_call() -> None:
 
     with answering(changing) as client, pytest.raises(Unavailable, match="changed its model"):
         client.embed(["x"] * (PAGE_TEXTS + 1))
+
+
+@pytest.mark.parametrize(("input_type", "priority"), [("query", pb.PRIORITY_INTERACTIVE), ("Passage", pb.PRIORITY_BULK)])
+def test_questions_are_interactive_and_passages_bulk(input_type: str, priority: pb.Priority) -> None:
+    found: list[pb.Priority] = []
+
+    def noting(request: pb.EmbedRequest, context: grpc.ServicerContext) -> pb.EmbedResponse:
+        found.append(request.priority)
+        return pb.EmbedResponse(vectors=bytes(8), dim=2, model="m", revision="r")
+
+    with answering(noting) as client:
+        client.embed(["x"], input_type=input_type)
+    assert found == [priority]
+
+
+def test_a_call_past_its_own_deadline_names_that() -> None:
+    done = threading.Event()
+
+    def late(request: pb.EmbedRequest, context: grpc.ServicerContext) -> pb.EmbedResponse:
+        done.wait(30)
+        return pb.EmbedResponse()
+
+    with answering(late) as client:
+        with pytest.raises(DeadlineExceeded, match=r"did not answer within 0\.05 s"):
+            client.embed(["x"], timeout_s=0.05)
+        done.set()
 
 
 def test_an_overloaded_sidecar_says_when_to_come_back() -> None:
