@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import httpx
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -144,6 +145,33 @@ def test_another_user_of_the_machine_can_connect_to_the_unix_socket(sidecar: Ser
     code = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({path!r})"
     done = subprocess.run(["/usr/bin/env", "python3", "-c", code], user=nobody.pw_uid, group=nobody.pw_gid, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def peak_bytes(sidecar: Serving) -> int:
+    """The most memory that it has had."""
+    (kib,) = re.findall(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{sidecar.process.pid}/status").read_text(), re.MULTILINE)
+    return int(kib) * 1024
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"input": [' + b",".join([b"{}"] * 350_000) + b"]}", "input is neither text nor token ids"),
+        (b'{"input": [[' + b",".join([b"-1"] * 350_000) + b"]]}", "input is neither text nor token ids"),
+        (b'{"input": "a"' + b"".join(b',"%d":0' % number for number in range(1_000_000)) + b"}", "there is no field '0'"),
+    ],
+    ids=["items of no kind", "ids of no kind", "unknown fields"],
+)
+def test_a_request_that_is_wrong_in_a_million_places_costs_little_more_than_its_size(own_folder: Path, body: bytes, message: str) -> None:
+    with serving(own_folder, "--http", "127.0.0.1:0") as sidecar:
+        (address,) = json.loads((own_folder / "ready.json").read_text())["http"]
+        with httpx.Client(base_url=f"http://{address}", timeout=WAIT_S) as http:
+            assert http.post("/v1/embeddings", json={"input": "a"}).status_code == 200
+            before = peak_bytes(sidecar)
+            answer = http.post("/v1/embeddings", content=body)
+        assert answer.status_code == 422
+        assert answer.json()["error"]["message"].startswith(message)
+        assert peak_bytes(sidecar) - before < 100_000_000 + 20 * len(body)
 
 
 def test_health_is_serving(sidecar: Serving) -> None:
