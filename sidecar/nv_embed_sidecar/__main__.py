@@ -6,6 +6,7 @@ Exit codes: 0 it served and was told to stop, 1 it failed (one line says why), 2
 
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -106,6 +107,7 @@ def run(settings: Settings) -> None:
     os.environ.setdefault("RAYON_NUM_THREADS", str(max(cores() // CORES_A_TOKENISER, 1)))
     # The engine's threads ask for the interpreter between pieces of a batch, and otherwise wait up to 5 ms for one that parses or answers a call.
     sys.setswitchinterval(SWITCH_S)
+    _raise_files()
     # gRPC and NumPy are imported behind the signal handlers and the check of the command line: both should answer at once.
     from nv_embed import tracing
     from nv_embed_sidecar import access, models, server
@@ -141,6 +143,13 @@ def _settings(given: dict[str, Any]) -> Settings:
         message = first["msg"].removeprefix("Value error, ")
         _fail(f"{option(str(first['loc'][0]))}: {message}" if first["loc"] else message, 2)
         raise
+
+
+def _raise_files() -> None:
+    """Let this process open as many files as it may: a connection is one, and the usual 1,024 are fewer than are let in."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # the kernel's own bound has become a lower one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _on_signals(handle: Callable[[int], None]) -> None:

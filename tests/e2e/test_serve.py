@@ -6,6 +6,7 @@ import json
 import os
 import pwd
 import re
+import resource
 import signal
 import socket
 import stat
@@ -145,6 +146,16 @@ def test_another_user_of_the_machine_can_connect_to_the_unix_socket(sidecar: Ser
     code = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({path!r})"
     done = subprocess.run(["/usr/bin/env", "python3", "-c", code], user=nobody.pw_uid, group=nobody.pw_gid, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_it_may_open_as_many_files_as_the_system_lets_it(own_folder: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard // 2, hard))
+    try:
+        with serving(own_folder) as sidecar:
+            assert resource.prlimit(sidecar.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def peak_bytes(sidecar: Serving) -> int:

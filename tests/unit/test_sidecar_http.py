@@ -4,19 +4,24 @@
 
 import json
 import logging
+import os
 import socket
+import ssl
 import struct
 import time
 from base64 import b64decode
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy
 import pytest
+from authority import Authority
 from nv_embed_sidecar.engines.fake import FakeEngine
-from nv_embed_sidecar.http import guard, listener
+from nv_embed_sidecar.http import listener
 from nv_embed_sidecar.http.app import Bounds
 from nv_embed_sidecar.logs import OneLine
 from nv_embed_sidecar.server import Server
@@ -329,8 +334,21 @@ def answered(opened: socket.socket) -> bytes:
 def is_closed(opened: socket.socket) -> bool:
     try:
         return opened.recv(65536) == b""
+    except TimeoutError:
+        return False
     except OSError:
         return True
+
+
+def is_held(opened: socket.socket) -> bool:
+    """Whether this process, where the server is, has the other end of a connection. Its peer cannot see that as long as it takes nothing."""
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            if str(entry.readlink()).startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(entry.name))) as found:
+                    if found.getpeername() == opened.getsockname():
+                        return True
+    return False
 
 
 def test_an_answer_waits_for_no_acknowledgement(served: Server, http: httpx.Client) -> None:
@@ -380,7 +398,7 @@ def test_bodies_have_a_bound_together_and_each_has_its_time(monkeypatch: pytest.
 
 def test_answers_that_nobody_takes_have_a_bound_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nv_embed_sidecar.server.Bounds", lambda: Bounds(vectors_bytes=1000 * 2048 * 4))
-    monkeypatch.setattr(guard, "SEND_S", 2.0)
+    monkeypatch.setattr(listener, "SEND_S", 2.0)
     with serving(FakeEngine(), **OVER_HTTP) as server, connection(server) as deaf, httpx.Client(base_url=url(server)) as http:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         body = json.dumps({"input": ["a"] * 900}).encode()
@@ -388,6 +406,20 @@ def test_answers_that_nobody_takes_have_a_bound_together(monkeypatch: pytest.Mon
         assert eventually(lambda: embed(http, input=["a"] * 200).status_code == 429)
         assert embed(http, input=["a"] * 50).status_code == 200
         assert eventually(lambda: embed(http, input=["a"] * 200).status_code == 200), "it was let go"
+
+
+def deaf_connection(server: Server) -> socket.socket:
+    """One whose answers wait in the server from the first kilobytes on."""
+    (listening,) = server._http
+    assert eventually(lambda: listening._server.started)
+    for accepting in listening._server.servers[0].sockets:
+        accepting.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    opened = socket.socket()
+    opened.settimeout(20)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    host, port = server.http_addresses[0].split(":")
+    opened.connect((host, int(port)))
+    return opened
 
 
 def test_connections_that_say_nothing_are_closed_and_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,11 +449,63 @@ def test_headers_without_an_end_are_refused(served: Server) -> None:
         assert b"400" in opened.recv(65536)[:20]
 
 
-def test_one_that_does_not_take_its_answer_is_let_go(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(guard, "SEND_S", 1.0)
-    with serving(FakeEngine(), **OVER_HTTP) as server, connection(server) as opened:
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        body = json.dumps({"input": [f"text {number}" for number in range(600)]}).encode()
-        opened.sendall(heading(Content_Length=len(body)) + body)
-        assert eventually(lambda: "did not take its answer" in caplog.text, timeout_s=30)
+@pytest.mark.parametrize(
+    ("texts", "headers"),
+    [(600, {}), (32, {}), (32, {"Connection": "close"})],
+    ids=["of many pieces", "of one piece", "of one piece, after which the connection ends"],
+)
+@pytest.mark.parametrize("by_tls", [False, True])
+def test_one_that_does_not_take_its_answer_is_let_go_while_it_still_does_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, texts: int, headers: dict[str, str], by_tls: bool
+) -> None:
+    monkeypatch.setattr(listener, "SEND_S", 1.0)
+    monkeypatch.setattr(listener, "KEEP_ALIVE_S", 3.0 if by_tls else 75.0)  # TLS takes a piece whole, and what it still has is known to nobody
+    settings: dict[str, Any] = {**OVER_HTTP, **(encrypted(tmp_path) if by_tls else {})}
+    with serving(FakeEngine(), **settings) as server, deaf_connection(server) as plain, trusting(plain, tmp_path) if by_tls else plain as opened:
+        assert eventually(lambda: is_held(opened))
+        body = json.dumps({"input": [f"text {number}" for number in range(texts)]}).encode()
+        opened.sendall(heading(Content_Length=len(body), **headers) + body)
+        assert eventually(lambda: not is_held(opened), timeout_s=20)
+        assert by_tls or "did not take its answer" in caplog.text
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def encrypted(folder: Path) -> dict[str, Path]:
+    pair = Authority(folder).issue("server")
+    return {"tls_cert": pair.certificate, "tls_key": pair.key}
+
+
+def trusting(opened: socket.socket, folder: Path) -> ssl.SSLSocket:
+    return ssl.create_default_context(cafile=str(folder / "authority.pem")).wrap_socket(opened, server_hostname="localhost")
+
+
+def test_those_that_do_not_take_their_answers_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener.Connection, "most", 4)
+    body = json.dumps({"input": ["a"] * 32}).encode()
+    with serving(FakeEngine(), **OVER_HTTP) as server, ExitStack() as opened:
+        deaf = [opened.enter_context(deaf_connection(server)) for _ in range(4)]
+        for one in deaf:
+            one.sendall(heading(Content_Length=len(body)) + body)
+            assert one.recv(1) == b"H", "its answer is there, and it takes no more of it"
+        for number in range(1, 5):
+            http = opened.enter_context(httpx.Client(base_url=url(server), timeout=30))
+            assert embed(http, input="a").status_code == 200
+            assert eventually(lambda number=number: sum(map(is_held, deaf)) == 4 - number), "one goes for each that comes"
+
+
+def test_those_that_say_nothing_before_tls_keep_nobody_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(listener, "HEADERS_S", 1000.0)
+    monkeypatch.setattr(listener.Connection, "most", 20)
+    with serving(FakeEngine(), **encrypted(tmp_path), **OVER_HTTP) as server, ExitStack() as opened:
+        silent = [opened.enter_context(connection(server)) for _ in range(60)]
+        with trusting(connection(server), tmp_path) as spoken:
+            spoken.sendall(b"GET /v1/health/live HTTP/1.1\r\nHost: here\r\n\r\n")
+            assert answered(spoken).startswith(b"HTTP/1.1 200 ")
+        assert all(is_closed(one) for one in silent[:40])
+        assert eventually(lambda: sum(map(is_held, silent)) == 20 - 1)
+
+
+def test_tls_has_no_more_time_to_begin_than_headers_have(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(listener, "HEADERS_S", 1.0)
+    with serving(FakeEngine(), **encrypted(tmp_path), **OVER_HTTP) as server, connection(server) as silent:
+        assert is_closed(silent)

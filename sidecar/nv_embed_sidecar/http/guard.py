@@ -1,13 +1,11 @@
 """
 What holds for every request, whatever it asks for.
 
-It is counted and, where there are tokens, refused without one; whoever does not take its answer is let go after a time, and what nobody foresaw ends
-with a line in the log that quotes nothing.
+It is counted and, where there are tokens, refused without one, and what nobody foresaw ends with a line in the log that quotes nothing.
 
 In:  an ASGI application      Out: the same, guarded
 """
 
-import asyncio
 import logging
 from collections.abc import Collection
 
@@ -22,10 +20,6 @@ from nv_embed_sidecar.metrics import Metrics
 from nv_embed_sidecar.tokens import Tokens
 
 log = logging.getLogger(__name__)
-
-SEND_S = 60.0
-"""For a piece of an answer to be taken."""
-
 
 HOLDER = "nv_embed.holder"
 """Where a request's scope says whose token it carries."""
@@ -63,16 +57,13 @@ class Guard:
         with self._metrics.request("http", call) as outcome, spans.http(tracing, scope, Headers(scope=scope), call, outcome):
             scope[OUTCOME] = outcome
 
-            async def send_in_time(message: Message) -> None:
+            async def send_noting(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     outcome.code = str(message["status"])
-                async with asyncio.timeout(SEND_S):
-                    await send(message)
+                await send(message)
 
             try:
-                await self._answer(scope, receive, send_in_time)
-            except TimeoutError:
-                log.warning("a caller did not take its answer for %g s and is let go", SEND_S)
+                await self._answer(scope, receive, send_noting)
             except Exception as error:
                 outcome.error = type(error).__name__
                 log.error("a request failed unexpectedly: %s", outcome.error, exc_info=True)
