@@ -94,7 +94,7 @@ def test_without_a_database_the_panels_say_how_to_have_one(http: httpx.Client) -
 
 
 @pytest.mark.parametrize(
-    ("host", "status"), [("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:8000", 200), ("rebound.example:8000", 421), ("", 421)]
+    ("host", "status"), [("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:8000", 200), ("rebound.example:8000", 421), ("", 421), ("[", 421)]
 )
 def test_without_tokens_a_name_that_anybody_can_give_this_address_is_refused(http: httpx.Client, host: str, status: int) -> None:
     assert [http.get(path, headers={"Host": host}).status_code for path in DATA] == [status, status]

@@ -159,8 +159,7 @@ class Page:
 
     def _check_host(self, request: Request) -> None:
         """Without tokens, a page from elsewhere must not read ours by a name that it has resolve to this address."""
-        host = urlsplit(f"//{request.headers.get('host', '')}").hostname
-        if self._door.tokens is None and not _is_nobodys(host):
+        if self._door.tokens is None and not _is_nobodys(request.headers.get("host", "")):
             raise WrongHost(
                 "without tokens the page is served to localhost or an IP address, and not by another name",
                 hint="open it by its address, or start the sidecar with --tokens",
@@ -188,9 +187,10 @@ def _read(body: bytes) -> Search:
         raise Unprocessable(f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}", param=name) from None
 
 
-def _is_nobodys(host: str | None) -> bool:
-    """Whether a host is one whose address nobody can change."""
+def _is_nobodys(said: str) -> bool:
+    """Whether a header names a host whose address nobody can change."""
     try:
+        host = urlsplit(f"//{said}").hostname
         return host == "localhost" or bool(ipaddress.ip_address(host or ""))
     except ValueError:
         return False
