@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from nv_embed.addresses import is_local
-from nv_embed.limits import MAX_REQUEST_BYTES, MAX_REQUEST_TEXTS, MAX_TEXT_BYTES
+from nv_embed.limits import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, MAX_REQUEST_TEXTS, MAX_TEXT_BYTES
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
 OVERRIDES = ("query_prompt", "passage_prompt", "max_tokens", "pooling", "bidirectional")
@@ -78,8 +78,9 @@ class Settings(BaseSettings):
     max_queue_texts: int = Field(16_384, ge=1)
     max_queue_tokens: int = Field(4_000_000, ge=1)
     max_request_texts: int = Field(MAX_REQUEST_TEXTS, ge=1)
-    max_request_bytes: int = Field(MAX_REQUEST_BYTES, ge=1)
-    max_text_bytes: int = Field(MAX_TEXT_BYTES, ge=1)
+    # More is not received, by either door.
+    max_request_bytes: int = Field(MAX_REQUEST_BYTES, ge=1, le=MAX_MESSAGE_BYTES)
+    max_text_bytes: int = Field(MAX_TEXT_BYTES, ge=1, le=MAX_MESSAGE_BYTES)
     rpc_threads: int = Field(256, ge=8)
     drain_s: float = Field(10.0, ge=0)
     tokens: Path | None = None

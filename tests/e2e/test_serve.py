@@ -239,6 +239,8 @@ def test_a_second_sidecar_on_the_same_port_or_socket_fails_in_one_line(sidecar: 
         (["--model", "fake", "--max-tokens", "3"], 1, "max_tokens is 3, and special tokens and query prompt of model fake alone take 3"),
         (["--model", "fake", "--bidirectional"], 1, "the fake model has mean pooling and no attention"),
         (["--threads", "0"], 2, "--threads"),
+        (["--max-request-bytes", "16777217"], 2, "--max-request-bytes: Input should be less than or equal to 16777216"),
+        (["--max-text-bytes", "16777217"], 2, "--max-text-bytes: Input should be less than or equal to 16777216"),
         (["--dims", "x"], 2, "--dims"),
         (["--nosuch"], 2, "--nosuch"),
     ],

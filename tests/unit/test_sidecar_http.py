@@ -396,6 +396,19 @@ def test_bodies_have_a_bound_together_and_each_has_its_time(monkeypatch: pytest.
         assert http.post("/v1/embeddings", content=json.dumps({"input": "a" * 700})).status_code == 200
 
 
+def test_a_body_in_chunks_takes_the_room_of_the_largest_whatever_length_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nv_embed_sidecar.server.Bounds", lambda: Bounds(body_bytes=1000, bodies_bytes=1500))
+    with serving(FakeEngine(), **OVER_HTTP) as server, connection(server) as slow, httpx.Client(base_url=url(server)) as http:
+        slow.sendall(heading(Content_Length=0, Transfer_Encoding="chunked") + b"1\r\n{\r\n")
+        assert eventually(lambda: http.post("/v1/embeddings", content=json.dumps({"input": "a" * 700})).status_code == 429)
+
+
+def test_a_request_for_more_than_all_the_room_there_is_gets_in_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nv_embed_sidecar.server.Bounds", lambda: Bounds(vectors_bytes=100 * 2048 * 4))
+    with serving(FakeEngine(), **OVER_HTTP) as server, httpx.Client(base_url=url(server), timeout=30) as http:
+        assert len(vectors(embed(http, input=["a"] * 200))) == 200
+
+
 def test_answers_that_nobody_takes_have_a_bound_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nv_embed_sidecar.server.Bounds", lambda: Bounds(vectors_bytes=1000 * 2048 * 4))
     monkeypatch.setattr(listener, "SEND_S", 2.0)

@@ -26,6 +26,7 @@ from starlette.types import ASGIApp
 
 import nv_embed
 from nv_embed.errors import DeadlineExceeded, EmbedError, EngineFailure, InvalidInput, UnknownModel
+from nv_embed.limits import MAX_MESSAGE_BYTES
 from nv_embed.tokens import Entry
 from nv_embed_sidecar.engines import Vectors
 from nv_embed_sidecar.http import answers, failures, schema
@@ -64,7 +65,7 @@ class Bounds:
     """
 
     requests: int = 1024
-    body_bytes: int = 16 * 1024 * 1024
+    body_bytes: int = MAX_MESSAGE_BYTES
     bodies_bytes: int = 256 * 1024 * 1024
     vectors_bytes: int = 512 * 1024 * 1024
     body_s: float = 30.0

@@ -42,9 +42,9 @@ class Bodies:
             yield await self._in_time(request)
 
     def _size(self, request: Request) -> int:
-        """How much room a body is given: as much as it says that it has."""
+        """How much room a body is given: as much as it says that it has, and where it comes in chunks, which say nothing, as much as one may have."""
         said = request.headers.get("content-length")
-        if said is None:
+        if said is None or "transfer-encoding" in request.headers:
             return self._most
         if not said.isascii() or not said.isdigit():
             raise Unprocessable("Content-Length is not a number", hint="send the number of bytes of the body")

@@ -18,12 +18,14 @@ PAUSE_S = 1.0
 class Room:
     """Units, bytes or requests, that are held and given back. Used from one event loop.
 
+    Who wants more than there is gets in when nobody else holds any, so that nothing waits for ever.
+
     Args:
         what: as a refusal calls it.
     """
 
     def __init__(self, units: int, what: str) -> None:
-        self._left = units
+        self._units = self._left = units
         self._what = what
 
     @contextmanager
@@ -33,6 +35,7 @@ class Room:
         Raises:
             Overloaded: there are not so many left.
         """
+        units = min(units, self._units)
         if units > self._left:
             raise Overloaded(self._what, hint="ask again later, or for less at a time", retry_after_s=PAUSE_S)
         self._left -= units
