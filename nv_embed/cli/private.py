@@ -158,6 +158,7 @@ class Look:
                 "running": serving is not None,
                 "healthy": self.healthy,
                 "pid": None if serving is None else serving.pid,
+                "asked_for": None if serving is None else serving.asked_for,
                 "models": [] if serving is None else list(serving.models),
                 "addresses": [] if serving is None else list(serving.addresses),
                 "http": [] if serving is None else list(serving.http),

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,15 @@ class DemoFailed(Exception):
 
 @dataclass(frozen=True)
 class Running:
-    """The private servers that the demo uses."""
+    """The private servers that the demo uses.
+
+    Attributes:
+        left: what could not be put away, which has been said.
+    """
 
     dsn: str
     endpoint: str
+    left: list[str]
 
 
 @dataclass(frozen=True)
@@ -121,25 +126,26 @@ def demo(*, keep: bool = False, json_output: bool = False, limit: int | None = N
         limit: at most so many texts, the right answers first.
         model: what the sidecar serves, as `nv-embed up` takes it.
     Returns:
-        The program's exit status: 0, 1 for a failure, 130 when interrupted.
+        The program's exit status: 0, 1 for a failure, also to put everything away, 130 when interrupted.
     """
     screen = Screen(to_stderr=json_output)
+    left: list[str] = []
     try:
         with interrupted_by_termination():
-            run(screen, keep=keep, json_output=json_output, limit=limit, model=model)
+            run(screen, left, keep=keep, json_output=json_output, limit=limit, model=model)
     except DemoFailed as failure:
         if str(failure):
             fail(str(failure))
         return 1
     except KeyboardInterrupt:
-        fail("interrupted; the demo's table and servers are put away" if not keep else "interrupted")
+        fail("interrupted" if keep or left else "interrupted; what the demo made is put away")
         return 130
-    return 0
+    return 1 if left else 0
 
 
-def run(screen: Screen, *, keep: bool, json_output: bool, limit: int | None, model: str | None) -> None:
+def run(screen: Screen, left: list[str], *, keep: bool, json_output: bool, limit: int | None, model: str | None) -> None:
     asked = questions.read()
-    with private_servers(screen, keep=keep, model=model) as running, psycopg.connect(running.dsn, autocommit=True) as connection:
+    with private_servers(screen, left, keep=keep, model=model) as running, psycopg.connect(running.dsn, autocommit=True) as connection:
         if not _one(connection, "lock")[0]:
             raise DemoFailed("another demo is at work on these servers: wait for it to end")
         served = Model(*_one(connection, "model"))
@@ -176,23 +182,41 @@ def run(screen: Screen, *, keep: bool, json_output: bool, limit: int | None, mod
 
 
 @contextmanager
-def private_servers(screen: Screen, *, keep: bool, model: str | None) -> Iterator[Running]:
-    """The servers of `nv-embed up`. Those that the demo started are stopped again, unless one ran before or they shall be kept."""
+def private_servers(screen: Screen, left: list[str], *, keep: bool, model: str | None) -> Iterator[Running]:
+    """The servers of `nv-embed up`. Those that the demo started are stopped again, unless one ran before or they shall be kept.
+
+    Raises:
+        DemoFailed: they do not start, or a sidecar runs that does not serve the model.
+    """
     before = _status()
     ran_before = before["postgres"]["running"] or before["sidecar"]["running"]
+    if before["sidecar"]["running"]:
+        _check_serves(before["sidecar"], model)
+        model = None  # it stays as it is, with all that it was told
     try:
         screen.heading("Servers")
         _up(screen, model)
         now = _status()
         if not now["up"]:
             raise DemoFailed("the servers are not well after `nv-embed up`: `nv-embed doctor` says why")
-        yield Running(now["dsn"], now["endpoint"])
+        yield Running(now["dsn"], now["endpoint"], left)
     finally:
         if not (keep or ran_before):
             with screen.busy("Stopping the servers"), uninterrupted():
-                _nv_embed("down", check=False, stdout=subprocess.DEVNULL)
-            screen.line()
-            screen.done("The table and the servers are put away.")
+                if _nv_embed("down", check=False, stdout=subprocess.DEVNULL).returncode:
+                    left.append("the servers")
+            if not left:
+                screen.line()
+                screen.done("The table and the servers are put away.")
+
+
+def _check_serves(sidecar: Mapping[str, Any], model: str | None) -> None:
+    """Refuse a model that another sidecar would have to be started for: the tables of whoever uses this one would be without theirs."""
+    if model is None:
+        return
+    asked_for = str(Path(model).resolve()) if Path(model).is_dir() else model
+    if asked_for not in (sidecar["asked_for"], *sidecar["models"]):
+        raise DemoFailed(f"a sidecar runs here that serves {sidecar['models'][0]}: leave --model out to use that one, or run `nv-embed down` first")
 
 
 def _up(screen: Screen, model: str | None) -> None:
@@ -275,8 +299,12 @@ def _drop(connection: Connection, running: Running) -> None:
     # A connection of its own, because the demo's may be in the middle of something, or broken.
     with uninterrupted():
         connection.close()
-        with suppress(psycopg.OperationalError), psycopg.connect(running.dsn, autocommit=True) as fresh:
-            fresh.execute(_sql("drop"))
+        try:
+            with psycopg.connect(running.dsn, autocommit=True) as fresh:
+                fresh.execute(_sql("drop"))
+        except psycopg.Error as error:
+            running.left.append("the table")
+            fail(f"the demo's table python_docs is still there, and the next demo drops it: {' '.join(str(error).split())}")
 
 
 def load(screen: Screen, connection: Connection, entries: Sequence[Entry]) -> float:

@@ -111,6 +111,45 @@ def test_a_sidecar_that_is_gone_is_one_line(up: Program) -> None:
     assert not has_table(up)
 
 
+def test_a_sidecar_that_serves_something_else_is_not_replaced(program: Program) -> None:
+    succeeded(program("up", "--model", "fake", "--", "--dims", "256"))
+    before = program.status()["sidecar"]["pid"]
+    assert "leave --model out" in failed(program("demo", "--model", "minilm", *SMALL))
+    succeeded(program("demo", "--model", "fake", *SMALL))
+    assert program.status()["sidecar"]["pid"] == before
+    assert query(program, "SELECT vector_dims(nv_embed('hello', 256))") == 256
+
+
+def test_a_table_that_cannot_be_dropped_is_named(up: Program) -> None:
+    refusal = "LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not now' USING ERRCODE = 'lock_not_available'; END $$"
+    query(up, f"CREATE FUNCTION refuse() RETURNS event_trigger {refusal}")
+    query(up, "CREATE EVENT TRIGGER refuse ON sql_drop EXECUTE FUNCTION refuse()")
+    try:
+        said = failed(up("demo", *SMALL))
+    finally:
+        query(up, "DROP EVENT TRIGGER refuse")
+    assert "python_docs is still there" in said
+    assert "not now" in said
+    assert has_table(up)
+    succeeded(up("demo", *SMALL))
+    assert not has_table(up)
+
+
+def test_servers_that_cannot_be_stopped_are_not_called_put_away(program: Program) -> None:
+    lock = program.home / "lock"
+    with program.start("demo", "--model", "fake", *SMALL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as demo:
+        assert any(b"docstrings" in line for line in demo.stdout)
+        lock.unlink()
+        lock.mkdir()
+        said = demo.stdout.read().decode()
+        complaints = demo.stderr.read().decode()
+    lock.rmdir()
+    assert demo.returncode == 1
+    assert "put away" not in said
+    assert str(lock) in complaints
+    assert program.status()["up"]
+
+
 @pytest.mark.minilm
 def test_meaning_finds_more_than_full_text(program: Program) -> None:
     found = json.loads(succeeded(program("demo", "--model", "minilm", "--json", *SMALL)))
