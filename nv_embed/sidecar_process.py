@@ -22,9 +22,11 @@ from typing import Any
 
 # A model that must first be fetched is the longest wait there is.
 START_TIMEOUT_S = 1800
-# The sidecar itself drains for 10 s.
-STOP_TIMEOUT_S = 20
+# After SIGTERM, beside the time that calls under way have.
+STOP_TIMEOUT_S = 10
 KILL_TIMEOUT_S = 10
+# That of a sidecar of an earlier release, which did not say it.
+DRAIN_S = 10.0
 POLL_S = 0.05
 
 
@@ -42,6 +44,7 @@ class Serving:
         models: the names of what it serves, its default first.
         addresses: where it answers, as gRPC takes them.
         http: where it answers over HTTP.
+        drain_s: how long calls under way may take to finish when it is told to end.
         since: when it was ready, in seconds since 1970.
     """
 
@@ -51,6 +54,7 @@ class Serving:
     models: tuple[str, ...]
     addresses: tuple[str, ...]
     http: tuple[str, ...]
+    drain_s: float
     since: float
 
     @property
@@ -107,8 +111,9 @@ class SidecarProcess:
 
     def stop(self) -> bool:
         """Stop it, with the calls under way answered first; one that does not end is killed. Returns whether one ran."""
-        found = self.processes()
-        for number, patience_s in ((signal.SIGTERM, STOP_TIMEOUT_S), (signal.SIGKILL, KILL_TIMEOUT_S)):
+        found, serving = self.processes(), self.serving()
+        drain_s = serving.drain_s if serving is not None else 0.0  # one that does not serve yet has nothing to answer
+        for number, patience_s in ((signal.SIGTERM, drain_s + STOP_TIMEOUT_S), (signal.SIGKILL, KILL_TIMEOUT_S)):
             for pid in self.processes():
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
@@ -137,6 +142,7 @@ class SidecarProcess:
             models=tuple(said["models"]),
             addresses=tuple(said["addresses"]),
             http=tuple(said.get("http", ())),
+            drain_s=said.get("drain_s", DRAIN_S),
             since=self.ready_file.stat().st_mtime,
         )
 

@@ -71,7 +71,7 @@ def serve(
     tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate, with its chain, for TLS on every TCP address.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key, without a passphrase.")] = None,
     tls_client_ca: Annotated[Path | None, typer.Option(help="Who signs the certificates that clients must then show.")] = None,
-    ready_file: Annotated[Path | None, typer.Option(help="Write pid, addresses and models here as JSON once serving.")] = None,
+    ready_file: Annotated[Path | None, typer.Option(help="Write pid, addresses, models and drain_s here as JSON once serving.")] = None,
     log_format: Annotated[str | None, typer.Option(help="text, or json: an object a line on stderr.")] = None,
     hang_s: Annotated[float | None, typer.Option(help="Seconds that any batch may take before the device is taken to hang.")] = None,
     otlp: Annotated[str | None, typer.Option(help="Send spans by OTLP over gRPC to http://host:4317, or https:// for TLS.")] = None,

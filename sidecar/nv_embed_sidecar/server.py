@@ -85,7 +85,7 @@ class Server:
         self._is_serving = False
         self._on_failure = on_failure
         self._health = Health([SERVICE])
-        self._drain_s = settings.drain_s
+        self.drain_s = settings.drain_s
         # Waiting requests hold threads: three eighths may be bulk, three queries, and one streams. The last eighth answers health, and refuses.
         share = settings.rpc_threads // 8
         bounds = Bounds()
@@ -127,14 +127,14 @@ class Server:
 
     def stop(self) -> None:
         """Refuse new calls, let those under way finish for at most `drain_s`, and end."""
-        stopped = self._server.stop(self._drain_s)
+        stopped = self._server.stop(self.drain_s)
         for listener in self._http:
             listener.close()
         # Behind it: who hears that nothing is served any more is not taken in again.
         self._is_serving = False
         self._health.drain()
         # Bounded, because the end must not hang on what gRPC counts.
-        stopped.wait(self._drain_s + CANCEL_S)
+        stopped.wait(self.drain_s + CANCEL_S)
         for listener in self._http:
             listener.wait()
         if self._database is not None:
@@ -152,7 +152,7 @@ class Server:
             if page is not None:
                 page.close()
 
-        return Listener(app, opened, real, self._drain_s, self.access.ssl_context(address), on_end=end)
+        return Listener(app, opened, real, self.drain_s, self.access.ssl_context(address), on_end=end)
 
     def _failed(self, reason: str) -> None:
         self.failure = reason
@@ -167,7 +167,13 @@ def announce(server: Server, models: Models, ready_file: Path | None) -> str:
     """The line that says what is served where; the same as JSON in `ready_file`, which appears whole or not at all."""
     names = [model.name for model in models]
     if ready_file is not None:
-        said = {"pid": os.getpid(), "addresses": list(server.addresses), "http": list(server.http_addresses), "models": names}
+        said = {
+            "pid": os.getpid(),
+            "addresses": list(server.addresses),
+            "http": list(server.http_addresses),
+            "models": names,
+            "drain_s": server.drain_s,
+        }
         new = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
         try:
             new.write_text(json.dumps(said))

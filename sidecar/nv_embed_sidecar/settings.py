@@ -50,7 +50,7 @@ class Settings(BaseSettings):
         tokens: a file of tokens (`nv_embed/tokens.py`), one of which a caller must show.
         tls_cert, tls_key: PEM files of what TCP addresses are encrypted with.
         tls_client_ca: a PEM file of the authority that signs the certificates that clients must then show.
-        ready_file: where to write pid, addresses and models once the sidecar serves.
+        ready_file: where to write pid, addresses, models and drain_s once the sidecar serves.
         log_format: `text`, or `json`, an object a line.
         hang_s: how long a batch may take before the device is taken to hang; at least, for more is allowed to batches that should take long.
         otlp: where spans go, http://host:port or https://host:port of a collector; by OpenTelemetry's own environment unless given.
