@@ -4,7 +4,6 @@ Test collections in BEIR's layout.
 In:  a folder with corpus.jsonl, queries.jsonl (each may end in .gz) and qrels/SPLIT.tsv      Out: a `Collection`
 """
 
-import csv
 import gzip
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,25 +86,59 @@ def read_grades(folder: Path, split: str) -> dict[str, dict[str, int]]:
         others = sorted(each.stem for each in file.parent.glob("*.tsv"))
         raise EvaluationFailed(f"{folder} has no qrels/{split}.tsv: " + (f"its splits are {', '.join(others)}" if others else NO_LAYOUT))
     grades: dict[str, dict[str, int]] = {}
-    with file.open(newline="") as rows:
-        for query, document, grade in list(csv.reader(rows, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]:
-            grades.setdefault(query, {})[document] = int(grade)
+    with file.open("rb") as rows:
+        for number, row in enumerate(rows, 1):
+            if not row.strip():
+                continue
+            try:
+                query, document, said = row.decode().rstrip("\r\n").split("\t")
+                if number == 1 and not _is_number(said):  # the columns' names, which some leave out
+                    continue
+                grades.setdefault(query, {})[document] = _grade(said)
+            except ValueError:
+                columns = "query-id, corpus-id and score, a whole number, with tabs between and as UTF-8"
+                raise EvaluationFailed(f"line {number} of {file} is not {columns}") from None
     return grades
+
+
+def _is_number(said: str) -> bool:
+    try:
+        float(said)
+    except ValueError:
+        return False
+    return True
+
+
+def _grade(said: str) -> int:
+    grade = float(said)
+    if not grade.is_integer():
+        raise ValueError(said)
+    return int(grade)
 
 
 NO_LAYOUT = "a collection is a folder with corpus.jsonl, queries.jsonl (each may end in .gz) and qrels/test.tsv, as BEIR has them"
 
 
 def lines(file: Path) -> Iterator[dict[str, str]]:
+    """Its objects, each with `_id` and `text`.
+
+    Raises:
+        EvaluationFailed: there is no such file, or a line that is something else.
+    """
     packed = file.with_name(file.name + ".gz")
     if not (packed.is_file() or file.is_file()):
         raise EvaluationFailed(f"{file.parent} has no {file.name}: {NO_LAYOUT}")
-    with gzip.open(packed, "rt", encoding="utf-8") if packed.is_file() else file.open(encoding="utf-8") as rows:
+    with gzip.open(packed) if packed.is_file() else file.open("rb") as rows:
         for number, row in enumerate(rows, 1):
+            if not row.strip():
+                continue
             try:
-                yield json.loads(row)
+                said = json.loads(row)
             except ValueError as error:
                 raise EvaluationFailed(f"line {number} of {file} is not JSON: {error}") from None
+            if not (isinstance(said, dict) and isinstance(said.get("_id"), str) and isinstance(said.get("text"), str)):
+                raise EvaluationFailed(f"line {number} of {file} is no object with _id and text, both strings")
+            yield said
 
 
 def is_collection(folder: Path) -> bool:

@@ -65,6 +65,50 @@ def test_a_line_that_is_not_json(tmp_path: Path) -> None:
         read(folder)
 
 
+@pytest.mark.parametrize("row", ['{"text": "no id"}', '{"_id": "d99"}', '{"_id": 99, "text": "a number"}', '{"_id": "d99", "text": null}', '["d99"]'])
+def test_a_line_without_id_or_text(tmp_path: Path, row: str) -> None:
+    folder = write_collection(tmp_path / "things")
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write(row + "\n")
+    with pytest.raises(EvaluationFailed, match=rf"line {len(DOCUMENTS) + 1} of .*corpus\.jsonl"):
+        read(folder)
+
+
+def test_a_line_that_is_not_utf_8(tmp_path: Path) -> None:
+    folder = write_collection(tmp_path / "things")
+    with (folder / "corpus.jsonl").open("ab") as file:
+        file.write('{"_id": "d99", "text": "K\u00e4se"}\n'.encode("latin-1"))
+    with pytest.raises(EvaluationFailed, match=rf"line {len(DOCUMENTS) + 1} of .*corpus\.jsonl"):
+        read(folder)
+
+
+def test_empty_lines_say_nothing(tmp_path: Path) -> None:
+    folder = write_collection(tmp_path / "things")
+    for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
+        with (folder / name).open("a") as file:
+            file.write("\n  \n")
+    collection = read(folder)
+    assert (len(collection.documents), collection.grades) == (len(DOCUMENTS), GRADES)
+
+
+def judge(folder: Path, judgements: str) -> Path:
+    (folder / "qrels/test.tsv").write_bytes(judgements.encode())
+    return folder
+
+
+@pytest.mark.parametrize("header", ["", "query-id\tcorpus-id\tscore\n"], ids=["without", "with"])
+def test_no_judgement_is_lost_whether_or_not_columns_have_names(tmp_path: Path, header: str) -> None:
+    folder = judge(write_collection(tmp_path / "things"), f"{header}q1\td02\t2\r\nq1\td18\t1.0\n")
+    assert read(folder).grades == {"q1": {"d02": 2, "d18": 1}}
+
+
+@pytest.mark.parametrize("row", ["q1\t0\td02\t1", "q1 d02 1", "q1\td02", "q1\td02\t0.5", "q1\td02\thigh", "q1\td02\tnan"])
+def test_a_judgement_that_cannot_be_read_is_named(tmp_path: Path, row: str) -> None:
+    folder = judge(write_collection(tmp_path / "things"), f"query-id\tcorpus-id\tscore\nq1\td02\t1\n{row}\n")
+    with pytest.raises(EvaluationFailed, match=r"line 3 of .*test\.tsv is not query-id, corpus-id and score"):
+        read(folder)
+
+
 def test_queries_of_another_are_those_with_an_id_in_common(tmp_path: Path) -> None:
     collection = read(write_collection(tmp_path / "things"))
     asked = collection.asked_by("others", {"q1": "anders gefragt", "unjudged": "nichts", "more": "mehr"})
