@@ -67,6 +67,9 @@ def embed(
     token_without_tls: TokenWithoutTlsOption = False,
 ) -> None:
     """Embed lines of stdin. One JSON array a line; null for a blank line."""
+    # Looked at before anything is opened: where stdin is closed, that takes its number, and would be read.
+    if sys.stdin is None:
+        raise Failure("stdin is closed: give it lines, as in `nv-embed embed < FILE`")
     from nv_embed.client import Client
 
     if endpoint is None:
@@ -144,7 +147,7 @@ class Intake:
         self._lines: list[Line] = []
         self._size = 0
         self._ended = False
-        self._failure: Failure | None = None
+        self._failure: Exception | None = None
         self._changed = threading.Condition()
 
     def put(self, line: Line) -> None:
@@ -154,8 +157,8 @@ class Intake:
             self._size += line.size
             self._changed.notify_all()
 
-    def end(self, failure: Failure | None = None) -> None:
-        """No more lines come, because of a bad one if a failure is given."""
+    def end(self, failure: Exception | None = None) -> None:
+        """No more lines come, because of a bad one or of the reader if a failure is given."""
         with self._changed:
             self._ended, self._failure = True, failure
             self._changed.notify_all()
@@ -180,19 +183,19 @@ def _batches() -> Iterator[list[Line]]:
 
 
 def _read(intake: Intake) -> None:
-    # Not sys.stdin: the interpreter closes that one at its end, and would fall over a thread that still reads.
-    stream = open(0, "rb", closefd=False)  # noqa: SIM115 - never closed, by number
     number = 0
     try:
+        # Not sys.stdin: the interpreter closes that one at its end, and would fall over a thread that still reads.
+        stream = open(0, "rb", closefd=False)  # noqa: SIM115 - never closed, by number
         # One more than a text may have, and its line end.
         while raw := stream.readline(MAX_TEXT_BYTES + 2):
             number += 1
             intake.put(parse_line(number, raw))
         intake.end()
-    except Failure as failure:
-        intake.end(failure)
     except OSError as error:
         intake.end(Failure(f"cannot read line {number + 1}: {error.strerror}"))
+    except Exception as error:  # noqa: BLE001, whoever takes the lines raises it
+        intake.end(error)
 
 
 def parse_line(number: int, raw: bytes) -> Line:

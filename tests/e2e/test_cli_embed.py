@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from program import Done, Program, command, failed, succeeded
+from program import TIMEOUT_S, Done, Program, command, failed, succeeded
 from servers import Sidecar, running_sidecar
 
 from nv_embed.client import Client
@@ -52,6 +52,13 @@ def test_no_lines_are_no_vectors(program: Program, sidecar: Sidecar) -> None:
 
 def test_a_last_line_without_an_end_counts(program: Program, sidecar: Sidecar) -> None:
     assert len(rows(embed(program, sidecar, "one\ntwo"))) == 2
+
+
+def test_a_closed_stdin_is_one_line(program: Program, sidecar: Sidecar) -> None:
+    closed = 'exec "$@" <&-'
+    arguments = command("embed", "--endpoint", sidecar.address)
+    done = subprocess.run(["bash", "-c", closed, "bash", *arguments], env=program.env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert "stdin is closed" in failed(done)
 
 
 def test_many_lines_keep_their_order(program: Program, sidecar: Sidecar, client: Client) -> None:
