@@ -171,9 +171,17 @@ class Cluster:
         raise ClusterFailed(f"PostgreSQL, process {postmaster.pid}, does not end; see {self.log}")
 
     def delete(self) -> None:
-        """Stop the server and remove its data and log."""
+        """Stop the server and remove its data and log.
+
+        Raises:
+            ClusterFailed, NotSetUp
+        """
         self.stop()
-        shutil.rmtree(self.data_dir, ignore_errors=True)
+        if self.data_dir.exists():
+            try:
+                shutil.rmtree(self.data_dir)
+            except OSError as error:
+                raise ClusterFailed(f"{error.filename or self.data_dir} cannot be removed: {error.strerror or error}") from None
         self.log.unlink(missing_ok=True)
 
     def running(self) -> Postmaster | None:

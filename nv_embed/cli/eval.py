@@ -83,7 +83,7 @@ def eval(
     except KeyboardInterrupt:
         from nv_embed.cli.screen import note
 
-        note("nv-embed: interrupted" + ("" if keep or reuse else "; the documents are put away"))
+        note("nv-embed: interrupted")
         raise typer.Exit(INTERRUPTED) from None
     if plot is not None:
         draw(evaluation.measured, plot)

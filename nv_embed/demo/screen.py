@@ -46,6 +46,9 @@ class Screen:
         self.console.print(Text.assemble(("✓ ", "green"), text) if self.is_terminal else Text(text), soft_wrap=True)
         self.console.file.flush()
 
+    def failed(self, text: str) -> None:
+        fail(text)
+
     @contextmanager
     def busy(self, doing: str) -> Iterator[Callable[[str], None]]:
         """A step of unknown length; the block may say what it does now."""

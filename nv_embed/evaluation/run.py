@@ -87,7 +87,7 @@ def bench(connection: Connection, screen: Screen, options: Options) -> Iterator[
     server = find_server(connection)
     model = find_model(connection, options.model)
     dims = check_dims(model, options.dims)
-    with own_schema(connection, options.reuse, keep=options.keep) as schema:
+    with own_schema(connection, screen, options.reuse, keep=options.keep) as schema:
         if options.keep:
             screen.done(f"documents and vectors go to schema {schema} and stay there")
         yield server, Bench(connection, screen, schema, options, model, dims)

@@ -11,7 +11,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +35,8 @@ class Screen(Protocol):
     """Where an evaluation tells how far it is."""
 
     def done(self, text: str) -> None: ...
+
+    def failed(self, text: str) -> None: ...
 
     def progress(self, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]: ...
 
@@ -81,7 +83,7 @@ class Table:
 
 
 @contextmanager
-def own_schema(connection: Connection, reused: str | None, *, keep: bool) -> Iterator[str]:
+def own_schema(connection: Connection, screen: Screen, reused: str | None, *, keep: bool) -> Iterator[str]:
     """A schema that no other evaluation uses, dropped in the end unless it shall be kept; or one that was kept."""
     name = reused or f"nv_embed_eval_{secrets.token_hex(4)}"
     create = "CREATE SCHEMA IF NOT EXISTS {}" if reused else "CREATE SCHEMA {}"
@@ -90,18 +92,21 @@ def own_schema(connection: Connection, reused: str | None, *, keep: bool) -> Ite
         yield name
     finally:
         if not (keep or reused):
-            _drop(connection, name)
+            _drop(connection, screen, name)
 
 
-def _drop(connection: Connection, schema: str) -> None:
+def _drop(connection: Connection, screen: Screen, schema: str) -> None:
     # A connection of its own, because the evaluation's may be in the middle of something, or broken.
     with uninterrupted():
         dsn, password = connection.info.dsn, connection.info.password
         connection.close()
-        with suppress(psycopg.OperationalError), psycopg.connect(dsn, password=password or None, autocommit=True) as fresh:
-            for (relation,) in fresh.execute(plain("made"), {"schema": schema}).fetchall():
-                fresh.execute(statement("drop", relation=sql.Literal(relation)))
-            fresh.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
+        try:
+            with psycopg.connect(dsn, password=password or None, autocommit=True) as fresh:
+                for (relation,) in fresh.execute(plain("made"), {"schema": schema}).fetchall():
+                    fresh.execute(statement("drop", relation=sql.Literal(relation)))
+                fresh.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
+        except psycopg.Error as error:
+            screen.failed(f"schema {schema}, with what is in it, is still there: {' '.join(str(error).split())}")
 
 
 def load(connection: Connection, screen: Screen, schema: str, name: str, documents: Mapping[str, Document], embedding: Embedding) -> Table:

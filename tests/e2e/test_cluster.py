@@ -168,6 +168,16 @@ def test_a_socket_whose_path_is_too_long_is_left_out(folder: Path) -> None:
         cluster.delete()
 
 
+def test_data_that_cannot_be_removed_is_not_called_deleted(folder: Path) -> None:
+    cluster = Cluster(folder / "linked", settings=FAST_AND_UNSAFE)
+    cluster.create()
+    cluster.data_dir.rename(folder / "elsewhere")
+    cluster.data_dir.symlink_to(folder / "elsewhere")
+    with pytest.raises(ClusterFailed, match=r"linked cannot be removed: .*symbolic link"):
+        cluster.delete()
+    assert cluster.exists()
+
+
 def test_a_failed_initdb_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(folder / "failed")
     monkeypatch.setattr("nv_embed.cluster.SUPERUSER", "pg_reserved")

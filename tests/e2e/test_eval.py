@@ -235,6 +235,17 @@ def test_documents_without_vectors_are_one_line_and_leave_nothing(dsn: str, coll
     assert schemas(dsn) == []
 
 
+def test_a_schema_that_cannot_be_dropped_is_named_beside_the_results(dsn: str, collection: Path) -> None:
+    refusal = "LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not now' USING ERRCODE = 'lock_not_available'; END $$"
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(f"CREATE FUNCTION refuse() RETURNS event_trigger {refusal}")
+        connection.execute("CREATE EVENT TRIGGER refuse ON ddl_command_start WHEN tag IN ('DROP SCHEMA') EXECUTE FUNCTION refuse()")
+    done = run(dsn, "--json", collection, "--dims", "2048", "--storage", "halfvec")
+    assert json.loads(succeeded(done))["collections"]
+    (left,) = schemas(dsn)
+    assert f"schema {left}, with what is in it, is still there: not now" in done.stderr.splitlines()[-1]
+
+
 def test_an_interrupted_evaluation_leaves_nothing(dsn: str, tmp_path: Path) -> None:
     many = {f"{id}-{n}": document for n in range(400) for id, document in DOCUMENTS.items()}
     folder = write_collection(tmp_path / "many", many)
