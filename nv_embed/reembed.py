@@ -24,6 +24,10 @@ Connection = psycopg.Connection[Any]
 LOOK_S = 0.25
 
 
+class Ended(Exception):
+    """Somebody has ended a re-embedding, so that it will not be cut over; the message says what to do."""
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What an embedding is to become; None leaves what is.
@@ -181,19 +185,24 @@ def model_name(connection: Connection, model: str) -> str:
 
 
 def drive(connection: Connection, watching: Connection, id: int, watcher: Watcher, resources: Resources = SERVERS) -> Status:
-    """Bring a re-embedding to where it can be cut over.
+    """Bring a re-embedding to where it can be cut over, or was by somebody else.
 
     Args:
         connection: for what is done.
         watching: for looks at it, of the same role.
         resources: that building the indexes may take.
     Raises:
+        Ended: it was cancelled or rolled back, be it meanwhile.
         Busy, Unfinished: of an index.
         psycopg.Error
     """
     while True:
         state = advance(connection, id)
         now = status(connection, id)
+        if now.state == "cancelled":
+            raise Ended(f"re-embedding {id} of {now.relation} was cancelled: begin another one")
+        if now.state == "rolled_back":
+            raise Ended(f"re-embedding {id} of {now.relation} was rolled back: finish it, and begin another one")
         if state == "indexing":
             build_steps(connection, watching, (now.relation, now.target), _steps(connection, id), watcher, resources)
         elif state == "backfilling":

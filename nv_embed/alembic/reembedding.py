@@ -275,6 +275,8 @@ def _wait(operations: Operations, operation: TableOperation) -> None:
             reembed.drive(connection, watching, found.id, Lines(operation.relation))
         except (indexes.Busy, indexes.Unfinished) as error:
             raise CommandError(f"the re-embedding of {operation.relation} stopped at an index: {error}; run the migration again") from error
+        except reembed.Ended as ended:
+            raise CommandError(str(ended)) from ended
 
 
 def _file(name: str, operation: TableOperation, **values: object) -> str:

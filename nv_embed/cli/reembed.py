@@ -180,12 +180,13 @@ def _going_on(table: str) -> Iterator[None]:
     """Whatever ends the watching ends nothing else."""
     from nv_embed.indexes import Busy, Unfinished
     from nv_embed.interrupts import interrupted_by_termination
+    from nv_embed.reembed import Ended
 
     try:
         with interrupted_by_termination():
             yield
-    except Busy as busy:
-        raise Failure(str(busy)) from None
+    except (Busy, Ended) as error:
+        raise Failure(str(error)) from None
     except (Unfinished, KeyboardInterrupt) as ended:
         if isinstance(ended, Unfinished) and not isinstance(ended.cause, KeyboardInterrupt):
             raise Failure(index.why(ended)) from None

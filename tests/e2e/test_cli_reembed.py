@@ -73,6 +73,25 @@ def test_one_command_goes_all_the_way_and_others_back(db: Connection, url: str, 
         assert succeeded(program("finish", "docs", "--database-url", url)) == "public.docs: finished.\n"
 
 
+def test_a_re_embedding_that_somebody_cancels_meanwhile_is_a_failure(db: Connection, url: str, program: Program) -> None:
+    arguments = ("reembed", "docs", "--dim", "512", "--yes", "--json", "--database-url", url)
+    with program.start(*arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert eventually(lambda: one(db, "SELECT count(*) FROM nv_embed.reembedding WHERE state = 'backfilling'") == 1)
+        succeeded(program("cancel", "docs", "--database-url", url))
+        out, said = process.communicate(timeout=60)
+    assert (process.returncode, out) == (1, "")
+    assert "of public.docs was cancelled" in said.splitlines()[-1]
+
+
+def test_a_re_embedding_that_was_rolled_back_does_not_go_on(db: Connection, url: str, sidecar: Sidecar, program: Program) -> None:
+    arguments = ("reembed", "docs", "--dim", "512", "--yes", "--database-url", url)
+    with working(url, sidecar.address):
+        succeeded(program(*arguments))
+    succeeded(program("roll-back", "docs", "--database-url", url))
+    assert "of public.docs was rolled back" in failed(program(*arguments))
+    assert live(db) == (384, "halfvec")
+
+
 def test_nobody_is_asked_who_is_not_there(db: Connection, url: str, program: Program) -> None:
     assert "give --yes" in failed(program("reembed", "docs", "--dim", "512", "--database-url", url))
     assert one(db, "SELECT count(*) FROM nv_embed.reembedding") == 0
