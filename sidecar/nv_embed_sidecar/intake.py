@@ -118,7 +118,7 @@ class Intake:
             texts: or the token ids of each, in the model's own vocabulary.
             client: whose turn it takes.
             deadline: `time.monotonic()` after which nobody wants the answer.
-            charge: told how many tokens the texts have, before they are queued; what it raises refuses them.
+            charge: told how many tokens the texts have, once there is room for them in the queue; what it raises refuses them.
         Raises:
             EmbedError: it is not taken.
         """
@@ -135,9 +135,16 @@ class Intake:
             tokens = [len(text) for text in ids]
             self.tracing.tell(tokens=sum(tokens))
         self.tracing.tell(tokens=sum(tokens))
-        charge(sum(tokens))
         way = Way.of(self.tracing)
-        future = self._scheduler.submit(model.engine, ids, interactive=wanted.interactive, deadline=deadline, client=client, way=way)
+        future = self._scheduler.submit(
+            model.engine,
+            ids,
+            interactive=wanted.interactive,
+            deadline=deadline,
+            client=client,
+            way=way,
+            admit=lambda: charge(sum(tokens)),
+        )
         self.metrics.queued(model.name, wanted.input_type.value, tokens)
         return Begun(model, dim, tokens, future, way)
 

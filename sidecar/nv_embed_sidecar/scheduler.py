@@ -156,6 +156,7 @@ class Scheduler:
         deadline: float = math.inf,
         client: str = "",
         way: Way | None = None,
+        admit: Callable[[], None] = lambda: None,
     ) -> "Future[Vectors]":
         """Queue one request.
 
@@ -164,6 +165,7 @@ class Scheduler:
             deadline: `time.monotonic()` after which nobody wants the answer.
             client: whose turn it takes.
             way: hears of the batches with texts of it.
+            admit: called when there is room for it, and before anything is done; what it raises refuses the request. It may not wait.
         Returns:
             A future of the pooled vectors, [len(ids), width] float32. Cancel it when nobody wants the answer any more.
         Raises:
@@ -173,6 +175,7 @@ class Scheduler:
         request = Request(client, self._lane(engine), ids, deadline, way=way)
         with self._changed:
             self._check(request.lane, queue, client, len(ids), request.cost)
+            admit()
             queue.enter(request)
             self._changed.notify_all()
         # Weakly, because a future keeps its callbacks: a cycle would hold the request's tokens and vectors until Python looks for cycles.

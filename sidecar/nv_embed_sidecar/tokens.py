@@ -77,7 +77,7 @@ class Holder:
         self._take(self._requests, 1, "requests")
 
     def spend_tokens(self, count: int) -> None:
-        """Count the tokens of a request's texts, as the model reads them, before they are queued.
+        """Count the tokens of a request's texts, as the model reads them, as they are queued.
 
         Raises:
             Overloaded: there were too many in the last minute; nothing is counted.

@@ -235,6 +235,24 @@ def test_tokens_of_texts_over_the_limit_are_refused_before_they_are_queued(file:
         assert engine.texts.empty()
 
 
+def test_a_request_that_a_full_queue_refuses_costs_no_tokens(file: Path) -> None:
+    token = tokens.add(file, "app", tokens_per_minute=100)
+    thirty = pb.EmbedRequest(texts=["word " * 27])
+    engine = CountingEngine()
+    with guarded(file, engine=engine, max_queue_tokens=40) as (server, stub):
+        computing = stub.Embed.future(thirty, metadata=bearer(token))
+        assert engine.texts.get() == 1
+        waiting = stub.Embed.future(thirty, metadata=bearer(token))
+        assert eventually(lambda: server.scheduler.waiting_texts() == 1)
+        for _ in range(5):
+            code, message, _ = refused(lambda: stub.Embed(thirty, metadata=bearer(token)))
+            assert (code, message) == ("RESOURCE_EXHAUSTED", "1 texts in 1 requests wait already")
+        for _ in range(3):
+            engine.turnstile.put(None)
+        assert [list(answer.result().tokens) for answer in (computing, waiting)] == [[30], [30]]
+        assert list(stub.Embed(thirty, metadata=bearer(token)).tokens) == [30]
+
+
 def test_each_request_of_a_stream_counts(file: Path) -> None:
     token = tokens.add(file, "app", requests_per_minute=3)
     with guarded(file) as (_, stub):
