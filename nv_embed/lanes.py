@@ -7,6 +7,8 @@ Claim, read, embed with no transaction open, write back. What becomes of texts w
 - the engine failed: the batch is divided until the text is alone, which is tried again later, some times;
 - the sidecar refuses, or is away: nobody is at fault. The jobs go back as they were, and the lane waits.
 
+What becomes of rows that the database refuses is decided by its SQLSTATE: `_is_trouble`, `_is_of_table`, and whatever else is the row's.
+
 In:  a database's jobs, a sidecar      Out: vectors in the user's tables
 """
 
@@ -68,6 +70,12 @@ EXCLUDED_S = 30.0
 
 GIVES_WAY = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected, psycopg.errors.LockNotAvailable)
 """What another transaction did; trying again is all there is to do."""
+
+TROUBLE = ("08", "25006", "40", "53", "55P03", "57P", "58")
+"""How the SQLSTATEs begin of a connection, a transaction or a server in trouble, whatever is read or written."""
+
+OF_TABLE = ("3F", "42")
+"""How those begin that say the same of every row: a right is missing, or a column."""
 
 Vectors = NDArray[numpy.float32]
 
@@ -341,28 +349,33 @@ class Lane:
             self._paced_until = now + REST_S
 
     def _backfill_step(self, generation: Generation) -> bool:
+        """Which of so many rows is at fault nobody knows, so what is not trouble is the table's."""
         assert self._queue is not None
         try:
             return self._queue.backfill_step(generation.id) is not None
-        except psycopg.ProgrammingError as error:
+        except psycopg.Error as error:
+            if _is_trouble(error):
+                raise
             raise Refused(generation, error) from error
 
     def _read(self, generation: Generation, jobs: list[Job]) -> list[Text]:
         """The texts that are to be embedded; what needs no embedding is dealt with."""
         queue = self._queue
         assert queue is not None
-        try:
-            with self._tracing.span("read", rows=len(jobs), relation=generation.relation, generation=generation.id):
-                texts = queue.read(generation.id, jobs, MAX_TEXT_BYTES)
-        except psycopg.ProgrammingError as error:
-            raise Refused(generation, error) from error
+        texts: list[Text] = []
+
+        def read(part: slice) -> None:
+            texts.extend(queue.read(generation.id, jobs[part], MAX_TEXT_BYTES))
+
+        with self._tracing.span("read", rows=len(jobs), relation=generation.relation, generation=generation.id):
+            self._by_rows(generation, jobs, read)
         empty = [text for text in texts if text.size is None]
         if empty:
             self._written(generation, empty, numpy.empty((0, generation.dim), numpy.float32))
         for text in texts:
             if text.size is not None and text.text is None:
                 message = f"{text.size:,} bytes exceed the limit of {MAX_TEXT_BYTES:,} bytes a text"
-                self._give_up(text, InvalidInput(message, hint="leave a part of it out of what is embedded"))
+                self._give_up(generation, text, InvalidInput(message, hint="leave a part of it out of what is embedded"))
         found = [text for text in texts if text.text is not None]
         return found if generation.chunk_tokens is None else self._cut(generation, generation.chunk_tokens, found)
 
@@ -374,7 +387,7 @@ class Lane:
             try:
                 pieces = self.client.chunk(text.text, chunk_tokens, overlap=generation.chunk_overlap, model=generation.model)
             except InvalidInput as error:
-                self._give_up(text, error)
+                self._give_up(generation, text, error)
             else:
                 cut.append(replace(text, pieces=tuple((piece.start_char, piece.end_char) for piece in pieces)))
         return cut
@@ -389,7 +402,7 @@ class Lane:
             if error is not None:
                 if error.position is not None:
                     error.position = _text_at(part, error.position)
-                parts += [rest for rest in self._after(error, part[done:], done) if rest]
+                parts += [rest for rest in self._after(error, part[done:], done, generations) if rest]
 
     def _call(self, kind: Kind, texts: list[Text]) -> tuple[Vectors, EmbedError | None]:
         """The vectors of the first passages, all of them unless there is an error."""
@@ -403,7 +416,7 @@ class Lane:
             return numpy.concatenate(pages), error
         return numpy.concatenate(pages), None
 
-    def _after(self, error: EmbedError, texts: list[Text], before: int) -> list[list[Text]]:
+    def _after(self, error: EmbedError, texts: list[Text], before: int, generations: dict[int, Generation]) -> list[list[Text]]:
         """What is to be sent again after an error; `before` texts were embedded before these.
 
         Raises:
@@ -423,26 +436,31 @@ class Lane:
         else:
             half = len(texts) // 2
             return [texts[half:], texts[:half]]
-        self._blame(error, texts[place])
+        self._blame(error, texts[place], generations)
         return [texts[:place] + texts[place + 1 :]]
 
-    def _blame(self, error: EmbedError, text: Text) -> None:
+    def _blame(self, error: EmbedError, text: Text, generations: dict[int, Generation]) -> None:
         error.position = None
         last = isinstance(error, InvalidInput) or (isinstance(error, EngineFailure) and text.job.attempts + 1 >= MOST_ATTEMPTS)
         if last:
-            self._give_up(text, error)
+            self._give_up(generations[text.job.generation], text, error)
         else:
-            self._try_later(text, type(error).__name__, str(error))
+            self._try_later(text.job, type(error).__name__, str(error))
 
-    def _give_up(self, text: Text, error: EmbedError) -> None:
-        assert self._queue is not None
-        failed = self._queue.give_up(text.job.generation, [text], type(error).__name__, [str(error)])
-        self._counts.add(text.job.generation, failed=failed)
+    def _give_up(self, generation: Generation, text: Text, error: EmbedError) -> None:
+        queue = self._queue
+        assert queue is not None
 
-    def _try_later(self, text: Text, error: str, message: str) -> None:
+        def give_up(_: slice) -> None:
+            failed = _in_turn(lambda: queue.give_up(generation.id, [text], type(error).__name__, [str(error)]))
+            self._counts.add(generation.id, failed=failed)
+
+        self._by_rows(generation, [text.job], give_up, f"{error}; its vector cannot be taken away: ")
+
+    def _try_later(self, job: Job, error: str, message: str) -> None:
         assert self._queue is not None
-        retry_in_s = min(SHORTEST_RETRY_S * 2**text.job.attempts, LONGEST_RETRY_S) * random.uniform(1, 1.5)  # noqa: S311 - spreads the load
-        self._queue.fail(text.job.generation, [text.job], error, [message], retry_in_s)
+        retry_in_s = min(SHORTEST_RETRY_S * 2**job.attempts, LONGEST_RETRY_S) * random.uniform(1, 1.5)  # noqa: S311 - spreads the load
+        self._queue.fail(job.generation, [job], error, [message], retry_in_s)
 
     def _write(self, texts: list[Text], vectors: Vectors, generations: dict[int, Generation]) -> None:
         for id, group in groupby(texts, key=lambda text: text.job.generation):
@@ -458,21 +476,41 @@ class Lane:
                     vectors = vectors[count:]
 
     def _written(self, generation: Generation, texts: list[Text], vectors: Vectors) -> None:
-        """Write, or find the rows that their table does not let be written."""
-        try:
-            self._count(generation, len(texts), self._write_back(generation, texts, vectors))
-        except psycopg.OperationalError:
-            raise
-        except psycopg.ProgrammingError as error:
-            raise Refused(generation, error) from error
-        except psycopg.Error as error:
-            if len(texts) == 1:
-                self._refuse_row(texts[0], error)
-            else:
-                half = len(texts) // 2
-                count = _passages(texts[:half])
-                self._written(generation, texts[:half], vectors[:count])
-                self._written(generation, texts[half:], vectors[count:])
+        queue = self._queue
+        assert queue is not None
+        ends = [0, *accumulate(len(text.passages) for text in texts)]
+
+        def write(part: slice) -> None:
+            passages = vectors[ends[part.start] : ends[part.stop]]
+            settled = _in_turn(lambda: queue.write_back(generation, texts[part], passages))
+            self._count(generation, part.stop - part.start, settled)
+
+        self._by_rows(generation, [text.job for text in texts], write)
+
+    def _by_rows(self, generation: Generation, jobs: Sequence[Job], do: Callable[[slice], None], said: str = "") -> None:
+        """Do something with rows at once, or find those which their table does not let it be done with.
+
+        Args:
+            do: takes the places of some of the jobs.
+            said: of such a row, before what the database says of it.
+        Raises:
+            Refused: it is the table, not a row.
+        """
+        parts = [slice(0, len(jobs))]
+        while parts:
+            part = parts.pop()
+            try:
+                do(part)
+            except psycopg.Error as error:
+                if _is_trouble(error):
+                    raise
+                if _is_of_table(error):
+                    raise Refused(generation, error) from error
+                if part.stop - part.start == 1:
+                    self._refuse_row(jobs[part.start], type(error).__name__, said + first_line(error))
+                else:
+                    half = (part.start + part.stop) // 2
+                    parts += [slice(half, part.stop), slice(part.start, half)]
 
     def _count(self, generation: Generation, rows: int, settled: int) -> None:
         """The others were held by somebody. They are due again, which one that ends with the queue waits for while anything comes of it."""
@@ -483,25 +521,14 @@ class Lane:
         if settled < rows and (self._patience_s is None or now - self._settled_at < self._patience_s):
             self._due_at = now + HELD_S
 
-    def _write_back(self, generation: Generation, texts: list[Text], vectors: Vectors) -> int:
+    def _refuse_row(self, job: Job, error: str, message: str) -> None:
+        """A trigger or a constraint of the table says no. It would to taking the old vector away too, so that stays, though the row fails."""
         assert self._queue is not None
-        for left in reversed(range(WRITE_TRIES)):
-            try:
-                return self._queue.write_back(generation, texts, vectors)
-            except GIVES_WAY:
-                if not left:
-                    raise
-                time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - so that the two do not meet again
-        raise AssertionError
-
-    def _refuse_row(self, text: Text, error: psycopg.Error) -> None:
-        """A trigger or a constraint of the table refuses the vector. Taking away the old one would be refused too."""
-        assert self._queue is not None
-        if text.job.attempts + 1 < MOST_ATTEMPTS:
-            self._try_later(text, type(error).__name__, first_line(error))
+        if job.attempts + 1 < MOST_ATTEMPTS:
+            self._try_later(job, error, message)
         else:
-            self._queue.fail(text.job.generation, [text.job], type(error).__name__, [first_line(error)], None)
-            self._counts.add(text.job.generation, failed=1)
+            self._queue.fail(job.generation, [job], error, [message], None)
+            self._counts.add(job.generation, failed=1)
 
     def _adapt(self, jobs: int, seconds: float) -> None:
         """Find the size of a batch that a slow sidecar takes some seconds for."""
@@ -533,6 +560,25 @@ class Lane:
         self._troubles += 1
         longest = min(SHORTEST_PAUSE_S * 2**self._troubles, LONGEST_PAUSE_S)
         self._pause(seconds if seconds is not None else longest * random.uniform(0.5, 1))  # noqa: S311 - spreads the load
+
+
+def _in_turn(write: Callable[[], int]) -> int:
+    """Again, where it met another transaction."""
+    for _ in range(WRITE_TRIES - 1):
+        try:
+            return write()
+        except GIVES_WAY:
+            time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - so that the two do not meet again
+    return write()
+
+
+def _is_trouble(error: psycopg.Error) -> bool:
+    """Whether neither a row nor its table is at fault. What has no SQLSTATE is libpq's, of a connection that broke."""
+    return error.sqlstate is None or error.sqlstate.startswith(TROUBLE)
+
+
+def _is_of_table(error: psycopg.Error) -> bool:
+    return error.sqlstate is not None and error.sqlstate.startswith(OF_TABLE)
 
 
 def _passages(texts: Sequence[Text]) -> int:

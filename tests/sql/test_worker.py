@@ -428,6 +428,78 @@ def test_a_table_that_refuses_its_vectors_has_its_rows_fail_and_holds_up_no_othe
     assert fresh(docs, client) == 1
 
 
+REFUSALS = {
+    "RAISE EXCEPTION": "RAISE EXCEPTION 'no vector for %', NEW.id",
+    "check option": "RAISE EXCEPTION 'no vector for %', NEW.id USING ERRCODE = '44000'",
+    "program limit": "RAISE EXCEPTION 'no vector for %', NEW.id USING ERRCODE = '54000'",
+    "foreign code": "RAISE EXCEPTION 'no vector for %', NEW.id USING ERRCODE = '38000'",
+    "prerequisite": "RAISE EXCEPTION 'no vector for %', NEW.id USING ERRCODE = '55000'",
+    "cancelled": "RAISE EXCEPTION 'no vector for %', NEW.id USING ERRCODE = '57014'",
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS.keys())
+def test_a_trigger_that_refuses_a_vector_concerns_its_row_alone_whatever_it_raises(docs: Connection, site: Site, refusal: str) -> None:
+    docs.execute(f"""
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {refusal}; END $$;
+        CREATE TRIGGER refuse BEFORE UPDATE OF embedding ON docs FOR EACH ROW WHEN (NEW.id = 1) EXECUTE FUNCTION refuse();
+        INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 10) AS n
+    """)
+    site.drain()
+    assert status(docs) == (10, 9, 1, 0)
+    docs.execute("UPDATE nv_embed.job SET retry_at = now(), attempts = 4")
+    assert site.drain().counts.failed == 1
+    assert status(docs) == (10, 9, 0, 1)
+    assert docs.execute("SELECT key, message FROM nv_embed.failures").fetchall() == [(["1"], "no vector for 1")]
+
+
+def test_a_row_that_cannot_be_read_fails_alone(site: Site, cluster: Cluster, own_database: str) -> None:
+    db = site.connect()
+    db.execute("CREATE TYPE state AS ENUM ('whole', 'damaged'); CREATE TABLE damaged (id int PRIMARY KEY, body text, state state)")
+    db.execute("SELECT nv_embed.auto_embed('damaged', '{body}, {state}', dim => 384, mode => 'async')")
+    db.execute("INSERT INTO damaged SELECT n, 'body', CASE n WHEN 3 THEN 'damaged' ELSE 'whole' END::state FROM generate_series(1, 10) AS n")
+    with cluster.connect(own_database) as superuser:
+        superuser.execute("SET allow_system_table_mods = on; DELETE FROM pg_enum WHERE enumlabel = 'damaged'")
+    site.drain()
+    assert status(db) == (10, 9, 1, 0)
+    db.execute("UPDATE nv_embed.job SET retry_at = now(), attempts = 4")
+    site.drain()
+    assert status(db) == (10, 9, 0, 1)
+    assert "invalid internal value for enum" in one(db, "SELECT message FROM nv_embed.failures")
+
+
+@pytest.mark.parametrize("attempts", [0, 4])
+def test_a_vector_that_its_table_does_not_let_go_of_stays_and_its_row_fails_alone(docs: Connection, site: Site, attempts: int) -> None:
+    docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 10) AS n")
+    site.drain()
+    docs.execute("""
+        CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'a vector is kept'; END $$;
+        CREATE TRIGGER keep BEFORE UPDATE OF embedding ON docs FOR EACH ROW WHEN (NEW.embedding IS NULL) EXECUTE FUNCTION keep();
+        UPDATE docs SET body = repeat('x', 5000000) WHERE id = 1;
+        UPDATE docs SET body = repeat('word ', 9000) WHERE id = 2;
+        UPDATE docs SET body = 'new' WHERE id > 5
+    """)
+    docs.execute("UPDATE nv_embed.job SET attempts = %s", [attempts])
+    assert site.drain().counts.failed == (2 if attempts else 0)
+    assert docs.execute("SELECT key FROM nv_embed.job ORDER BY key").fetchall() == [("{1}",), ("{2}",)]
+    said = [message for (message,) in docs.execute("SELECT history -> -1 ->> 'message' FROM nv_embed.job ORDER BY key")]
+    assert "bytes exceed" in said[0]
+    assert "8192 tokens" in said[1]
+    assert all(message.endswith("; its vector cannot be taken away: a vector is kept") for message in said)
+    assert one(docs, "SELECT count(embedding) FROM docs") == 10
+
+
+def test_a_table_that_may_be_read_only_holds_up_no_other_though_a_text_of_it_is_at_fault(
+    docs: Connection, embedder: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    docs.execute("GRANT SELECT ON docs TO embedder; INSERT INTO docs VALUES (1, 'a', repeat('x', 5000000))")
+    docs.execute("CREATE TABLE other (id int PRIMARY KEY, body text); GRANT SELECT, UPDATE ON other TO embedder")
+    docs.execute("SELECT nv_embed.auto_embed('other', '{body}', dim => 384, mode => 'async'); INSERT INTO other VALUES (1, 'a')")
+    embedder.drain()
+    assert "public.docs" in caplog.text
+    assert docs.execute("SELECT relation::text, embedded, pending FROM nv_embed.status ORDER BY 1").fetchall() == [("docs", 0, 1), ("other", 1, 0)]
+
+
 def test_a_worker_role_needs_few_rights_and_says_which_are_missing(
     docs: Connection, embedder: Site, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
