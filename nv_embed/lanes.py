@@ -422,12 +422,12 @@ class Lane:
         Raises:
             EmbedError: it is nobody's fault, or everybody's.
         """
-        if isinstance(error, DeadlineExceeded) and len(texts) > 1:
+        if isinstance(error, DeadlineExceeded) and len(texts) > FEWEST_JOBS:
             self._most = max(FEWEST_JOBS, len(texts) // 2)
             raise error
         if not isinstance(error, InvalidInput | EngineFailure | DeadlineExceeded):
             raise error
-        if isinstance(error, EngineFailure) and self.client.health() != "SERVING":
+        if isinstance(error, EngineFailure | DeadlineExceeded) and self.client.health() != "SERVING":
             raise Unavailable(error.message, hint=error.hint)
         if error.position is not None and 0 <= error.position - before < len(texts):
             place = error.position - before

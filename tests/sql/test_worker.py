@@ -306,6 +306,22 @@ def test_a_text_on_which_the_engine_fails_is_found_and_tried_again(docs: Connect
     assert fresh(docs, client) == 100
 
 
+def test_texts_that_take_too_long_together_are_divided_and_one_that_does_alone_is_tried_again(docs: Connection, site: Site, sidecar: Sidecar) -> None:
+    docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 8) AS n; UPDATE docs SET body = 'endless' WHERE id = 3")
+    over = threading.Event()
+
+    def waits(texts: Sequence[str]) -> None:
+        if len(texts) > 2 or "t: endless" in texts:
+            over.wait(10)
+
+    with counted(sidecar.address, waits) as server, site.worker(server.address, lanes=1, timeout_s=1.0):
+        try:
+            failed = "SELECT key, history -> 0 ->> 'error' FROM nv_embed.job WHERE retry_at < 'infinity'"
+            assert eventually(lambda: docs.execute(failed).fetchall() == [("{3}", "DeadlineExceeded")] and status(docs) == (8, 7, 1, 0))
+        finally:
+            over.set()
+
+
 def test_a_row_that_changes_while_it_is_embedded_gets_the_vector_of_its_new_text(
     docs: Connection, site: Site, sidecar: Sidecar, client: Client
 ) -> None:
