@@ -80,6 +80,14 @@ OF_TABLE = ("3F", "42")
 Vectors = NDArray[numpy.float32]
 
 
+class Space(NamedTuple):
+    """What vectors can be made with."""
+
+    model: str
+    revision: str
+    dim: int
+
+
 class Kind(NamedTuple):
     """What texts of one call have in common."""
 
@@ -87,6 +95,10 @@ class Kind(NamedTuple):
     revision: str
     dim: int
     truncate: str
+
+    @property
+    def space(self) -> Space:
+        return Space(self.model, self.revision, self.dim)
 
 
 class Refused(Exception):
@@ -152,7 +164,7 @@ class Lane:
         self._tracing = tracing or Tracing()
         self._slices = Slices(write_s)
         self._queue: Queue | None = None
-        self._served: tuple[float, set[tuple[str, str]]] = (0.0, set())
+        self._served: tuple[float, set[Space]] = (0.0, set())
         self._excluded: dict[int, float] = {}
         self._most = FIRST_JOBS
         self._turn = 0
@@ -291,19 +303,20 @@ class Lane:
         return [generation for generation in generations if self._excluded.get(generation.id, 0.0) < now]
 
     def _served_of(self, generations: Sequence[Generation]) -> list[Generation]:
-        """Those whose model the sidecar has."""
+        """Those whose model the sidecar has, at their dimensions."""
         now = time.monotonic()
         if generations and now > self._served[0]:
-            self._served = (now + SERVED_S, {(model.name, model.revision) for model in self.client.list_models()})
+            self._served = (now + SERVED_S, served_by(self.client))
             for generation in generations:
-                if (generation.model, generation.revision) not in self._served[1]:
+                if space_of(generation) not in self._served[1]:
                     log.warning(
-                        "%s waits for model %s, revision %s, which this sidecar does not serve",
+                        "%s waits for model %s, revision %s, at %d dimensions, which this sidecar does not serve",
                         generation.relation,
                         generation.model,
                         generation.revision,
+                        generation.dim,
                     )
-        return [generation for generation in generations if (generation.model, generation.revision) in self._served[1]]
+        return [generation for generation in generations if space_of(generation) in self._served[1]]
 
     def _look(self, generations: dict[int, Generation]) -> list[Job]:
         """Jobs, of generations that nobody reads only when those of a moment have gathered."""
@@ -402,7 +415,7 @@ class Lane:
             if error is not None:
                 if error.position is not None:
                     error.position = _text_at(part, error.position)
-                parts += [rest for rest in self._after(error, part[done:], done, generations) if rest]
+                parts += [rest for rest in self._after(error, kind, part[done:], done, generations) if rest]
 
     def _call(self, kind: Kind, texts: list[Text]) -> tuple[Vectors, EmbedError | None]:
         """The vectors of the first passages, all of them unless there is an error."""
@@ -416,7 +429,7 @@ class Lane:
             return numpy.concatenate(pages), error
         return numpy.concatenate(pages), None
 
-    def _after(self, error: EmbedError, texts: list[Text], before: int, generations: dict[int, Generation]) -> list[list[Text]]:
+    def _after(self, error: EmbedError, kind: Kind, texts: list[Text], before: int, generations: dict[int, Generation]) -> list[list[Text]]:
         """What is to be sent again after an error; `before` texts were embedded before these.
 
         Raises:
@@ -428,6 +441,9 @@ class Lane:
         if not isinstance(error, InvalidInput | EngineFailure | DeadlineExceeded):
             raise error
         if isinstance(error, EngineFailure | DeadlineExceeded) and self.client.health() != "SERVING":
+            raise Unavailable(error.message, hint=error.hint)
+        # Of no text in particular: another sidecar may have come, which does not serve what the one before did.
+        if isinstance(error, InvalidInput) and error.position is None and kind.space not in served_by(self.client):
             raise Unavailable(error.message, hint=error.hint)
         if error.position is not None and 0 <= error.position - before < len(texts):
             place = error.position - before
@@ -560,6 +576,19 @@ class Lane:
         self._troubles += 1
         longest = min(SHORTEST_PAUSE_S * 2**self._troubles, LONGEST_PAUSE_S)
         self._pause(seconds if seconds is not None else longest * random.uniform(0.5, 1))  # noqa: S311 - spreads the load
+
+
+def served_by(client: Client) -> set[Space]:
+    """What a sidecar makes vectors with.
+
+    Raises:
+        EmbedError
+    """
+    return {Space(model.name, model.revision, dim) for model in client.list_models() for dim in (*model.trained_dims, *model.declared_dims)}
+
+
+def space_of(generation: Generation) -> Space:
+    return Space(generation.model, generation.revision, generation.dim)
 
 
 def _in_turn(write: Callable[[], int]) -> int:

@@ -47,7 +47,11 @@ class Counter(EmbedderServicer):
             self.refused += 1
             context.set_trailing_metadata(refusal[2])
             context.abort(refusal[0], refusal[1])
-        return self.stub.Embed(request)
+        try:
+            return self.stub.Embed(request)
+        except grpc.RpcError as error:
+            context.set_trailing_metadata(error.trailing_metadata())
+            context.abort(error.code(), error.details())
 
     def Chunk(self, request: pb.ChunkRequest, context: grpc.ServicerContext) -> pb.ChunkResponse:
         return self.stub.Chunk(request)

@@ -28,7 +28,7 @@ from nv_embed.client import Client
 from nv_embed.counts import Counts
 from nv_embed.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable, UnknownModel
 from nv_embed.jobs import Generation, Job, Queue
-from nv_embed.lanes import Lane, Pace, Refused, first_line
+from nv_embed.lanes import Lane, Pace, Refused, first_line, served_by, space_of
 from nv_embed.ray.ranges import Ranges, connect
 from nv_embed.ray.settings import Settings
 from nv_embed.ray.sidecar import OwnSidecar
@@ -193,9 +193,9 @@ def _run(lane: Lane, generation: Generation, share: Share) -> None:
 
 def _check_served(client: Client, endpoint: str, generation: Generation) -> None:
     """What waits for a model that comes later is a worker; a job says so at once."""
-    served = [(model.name, model.revision) for model in client.list_models()]
-    if (generation.model, generation.revision) not in served:
+    served = served_by(client)
+    if space_of(generation) not in served:
         raise UnknownModel(
-            f"the sidecar at {endpoint} does not serve {generation.model}, revision {generation.revision}",
-            hint=f"it serves {', '.join(name for name, _ in served)}",
+            f"the sidecar at {endpoint} does not serve {generation.model}, revision {generation.revision}, at {generation.dim} dimensions",
+            hint=f"it serves {', '.join(sorted({space.model for space in served}))}",
         )

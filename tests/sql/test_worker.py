@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,10 +18,10 @@ import pytest
 from chunks import OVERLAP, TOKENS, in_step
 from conftest import Connection
 from counting import Counter, counted
-from installs import BOTH, Install
+from installs import BOTH, Install, install_library
 from program import eventually
 from psycopg.types.json import Jsonb
-from servers import Sidecar
+from servers import Sidecar, running_sidecar
 from vectors import cosine, one, parsed
 from workers import drain, working
 
@@ -28,6 +29,7 @@ from nv_embed.client import Client
 from nv_embed.cluster import Cluster
 from nv_embed.jobs import Queue
 from nv_embed.lanes import FIRST_JOBS, Lane
+from nv_embed.proto.nv_embed_pb2_grpc import EmbedderStub
 from nv_embed.worker import Settings, Worker
 
 pytestmark = BOTH
@@ -320,6 +322,40 @@ def test_texts_that_take_too_long_together_are_divided_and_one_that_does_alone_i
             assert eventually(lambda: docs.execute(failed).fetchall() == [("{3}", "DeadlineExceeded")] and status(docs) == (8, 7, 1, 0))
         finally:
             over.set()
+
+
+@pytest.fixture
+def generous(folder: Path) -> Iterator[Sidecar]:
+    """A sidecar that allows dimensions that its model was not trained for."""
+    with running_sidecar(folder, "--model", "fake", "--dims", "256", name="generous.sock") as running:
+        yield running
+
+
+def test_a_table_waits_while_its_dimensions_are_not_served_and_keeps_its_vectors(
+    site: Site, install: Install, sidecar: Sidecar, generous: Sidecar, caplog: pytest.LogCaptureFixture
+) -> None:
+    db = site.connect()
+    if install.kind == "library":
+        install_library(site.dsn, generous.address)
+    else:
+        db.execute("SELECT nv_embed.configure(%s)", [generous.address])
+    db.execute(DOCS)
+    db.execute(DECLARE.replace("384", "256"))
+    db.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 20) AS n")
+    site.drain(generous.address)
+    assert status(db) == (20, 20, 0, 0)
+    db.execute("UPDATE docs SET body = 'new ' || id")
+    site.drain()
+    assert "public.docs waits for model fake" in caplog.text
+    assert "at 256 dimensions" in caplog.text
+    assert (status(db), one(db, "SELECT count(embedding) FROM docs")) == ((20, 0, 20, 0), 20)
+    # One takes the place of the other in the middle of the work.
+    with grpc.insecure_channel(sidecar.address) as other, counted(generous.address) as front, site.worker(front.address, lanes=1):
+        assert one(db, "SELECT nv_embed.wait('docs', timeout => '30 s')")
+        front.stub = EmbedderStub(other)
+        db.execute("UPDATE docs SET body = 'newer ' || id")
+        assert eventually(lambda: "was not trained for 256 dimensions" in caplog.text)
+    assert (status(db), one(db, "SELECT count(embedding) FROM docs")) == ((20, 0, 20, 0), 20)
 
 
 def test_a_row_that_changes_while_it_is_embedded_gets_the_vector_of_its_new_text(
