@@ -265,7 +265,15 @@ class Lane:
 
     def _step(self, call: Callable[[], None]) -> bool:
         writable = self._writable(self._connected().work())
-        generations = {generation.id: generation for generation in self._served_of(writable)}
+        backfilling = [generation for generation in writable if generation.is_backfilling]
+        # Queueing and cutting ask no model, so it need not be served, nor need there be a sidecar.
+        try:
+            generations = {generation.id: generation for generation in self._served_of(writable)}
+        except EmbedError:
+            if not self._backfill(backfilling):
+                raise
+            call()
+            return True
         begun_ns = time.time_ns()
         jobs = self._look(generations)
         is_full = len(jobs) == self._most
@@ -273,10 +281,10 @@ class Lane:
             call()
         if jobs:
             self._do(jobs, generations, begun_ns)
-        # Queueing and cutting ask no model, so it need not be served. Where there is more than a lane takes, it is for a generation that was asked
-        # first for jobs and has none: else rows that come faster than they are embedded would hold it up for ever.
+        # Where there is more than a lane takes, it is for a generation that was asked first for jobs and has none: else rows that come faster than
+        # they are embedded would hold it up for ever.
         has_none = {self._first} - {job.generation for job in jobs}
-        if self._backfill([generation for generation in writable if generation.is_backfilling and (not is_full or generation.id in has_none)]):
+        if self._backfill([generation for generation in backfilling if not is_full or generation.id in has_none]):
             call()
             return True
         return bool(jobs)

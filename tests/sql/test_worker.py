@@ -358,6 +358,19 @@ def test_a_table_waits_while_its_dimensions_are_not_served_and_keeps_its_vectors
     assert (status(db), one(db, "SELECT count(embedding) FROM docs")) == ((20, 0, 20, 0), 20)
 
 
+@pytest.mark.parametrize("change", ["dim => 512", "source => '{body}'"], ids=["cut", "queued"])
+def test_a_backfill_goes_on_though_no_sidecar_answers(site: Site, folder: Path, change: str) -> None:
+    db = site.connect()
+    db.execute(DOCS)
+    db.execute(DECLARE.replace("384", "768"))
+    db.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 50) AS n")
+    site.drain()
+    db.execute(f"SELECT nv_embed.reembed('docs', {change})")
+    with site.worker(f"unix:{folder / 'nowhere.sock'}", lanes=1):
+        assert eventually(lambda: one(db, "SELECT count(*) FROM nv_embed.backfill") == 0)
+    assert one(db, "SELECT count(*) FROM nv_embed.job") == (0 if "dim" in change else 50)
+
+
 def test_a_row_that_changes_while_it_is_embedded_gets_the_vector_of_its_new_text(
     docs: Connection, site: Site, sidecar: Sidecar, client: Client
 ) -> None:
