@@ -29,8 +29,9 @@ SESSION = "SET statement_timeout = 0; SET client_min_messages = notice; SET min_
 
 # An index cannot be dropped before those who use its table end: what made the build wait may make this wait too, and we do not wait for long.
 CLEAR_AWAY = """
-    SELECT set_config('lock_timeout', least(nullif(setting::int, 0), 5000)::text, false) FROM pg_settings WHERE name = 'lock_timeout'
+    SELECT setting, set_config('lock_timeout', least(nullif(setting::int, 0), 5000)::text, false) FROM pg_settings WHERE name = 'lock_timeout'
 """
+CLEARED_AWAY = "SELECT set_config('lock_timeout', %s, false)"
 
 SEGMENT = "/PostgreSQL."
 """How the server calls shared memory, in whatever language."""
@@ -334,13 +335,14 @@ class _Build:
         dropped: list[str] = []
         left: list[str] = []
         with suppress(psycopg.Error, KeyboardInterrupt):  # whoever interrupts this too is told what is left
-            self._connection.execute(CLEAR_AWAY)
+            patience = self._ask(CLEAR_AWAY)
             drops = [step for step in self._steps() if step.startswith("DROP INDEX ")]
             left.extend(drop.removeprefix("DROP INDEX CONCURRENTLY ") for drop in drops)
             for drop in drops:
                 self._watcher.begin(1, 1, drop)
                 self._execute(drop)
                 dropped.append(left.pop(0))
+            self._connection.execute(CLEARED_AWAY, [patience])
         return dropped, left
 
     def _ask(self, query: Any, *arguments: Any) -> Any:

@@ -5,6 +5,7 @@
 import json
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -200,6 +201,34 @@ def test_so_many_processes_help_though_the_table_is_small(db: Connection, connec
 def test_where_shared_memory_is_short_one_process_builds(program: Program, db: Connection, url: str, how: str) -> None:
     said = succeeded(program("index", "docs", "--database-url", url, "--memory", "1TB", "--workers", "1", how))
     assert "shared memory is too small for several processes, so one builds alone: give the server more of it" in said
+    assert indexes(db) == [(NAME, True)]
+
+
+def test_one_process_that_builds_then_waits_for_older_transactions_as_ever(db: Connection, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexes_of_vectors, "LOOK_S", 0.01)
+    monkeypatch.setattr(indexes_of_vectors, "CLEAR_AWAY", indexes_of_vectors.CLEAR_AWAY.replace("5000", "50"))
+    writer = connect()
+
+    class Watching:
+        waited_since: float | None = None
+        is_alone = False
+
+        def begin(self, number: int, count: int, statement: str) -> None:
+            if self.is_alone:
+                writer.execute("BEGIN; DELETE FROM docs WHERE id = 0")
+
+        def progress(self, progress: Progress) -> None:
+            if progress.blocker is not None:
+                self.waited_since = self.waited_since or time.monotonic()
+                if time.monotonic() - self.waited_since > 0.5:
+                    writer.execute("ROLLBACK")
+
+        def remark(self, text: str) -> None:
+            self.is_alone = self.is_alone or "one builds alone" in text
+
+    watching = Watching()
+    build(connect(), connect(), Wanted("docs"), watching, Resources(memory="1TB", workers=1))
+    assert watching.waited_since is not None
     assert indexes(db) == [(NAME, True)]
 
 
