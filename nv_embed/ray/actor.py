@@ -120,9 +120,10 @@ class Filler:
     def _watch(self, under_way: set["Future[None]"], lanes: Sequence[Lane], share: Share) -> None:
         """Until the lanes are done, or one of them has failed."""
         renewed = time.monotonic()
+        left = under_way
         self._beat()
         while True:
-            done, left = wait(under_way, min(self._settings.lease_s / 4, BEAT_S), FIRST_EXCEPTION)
+            done, left = wait(left, min(self._settings.lease_s / 4, BEAT_S), FIRST_EXCEPTION)
             if not left:
                 return
             if any(lane.exception() for lane in done):
