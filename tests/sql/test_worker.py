@@ -422,10 +422,11 @@ def test_one_that_ends_with_the_queue_does_not_wait_for_ever(docs: Connection, s
 
 def test_a_worker_that_dies_loses_nothing(docs: Connection, site: Site, client: Client) -> None:
     docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(1, 50) AS n")
-    claimed = docs.execute("SELECT * FROM nv_embed.claim(ARRAY(SELECT id FROM nv_embed.generation), 30, '2 s')").fetchall()
+    claimed = docs.execute("SELECT * FROM nv_embed.claim(ARRAY(SELECT id FROM nv_embed.generation), 30, '1 hour')").fetchall()
     assert len(claimed) == 30
     site.drain()
     assert status(docs) == (50, 20, 30, 0)
+    docs.execute("UPDATE nv_embed.job SET leased_until = leased_until - interval '1 hour'")
     with site.worker():
         assert one(docs, "SELECT nv_embed.wait('docs', timeout => '30 s')")
     assert fresh(docs, client) == 50
