@@ -50,7 +50,7 @@ class Counter(EmbedderServicer):
         try:
             return self.stub.Embed(request)
         except grpc.RpcError as error:
-            context.set_trailing_metadata(error.trailing_metadata())
+            context.set_trailing_metadata(error.trailing_metadata() or ())
             context.abort(error.code(), error.details())
 
     def Chunk(self, request: pb.ChunkRequest, context: grpc.ServicerContext) -> pb.ChunkResponse:
