@@ -100,12 +100,13 @@ class Filler:
         return {"embedded": numpy.array(done[:1]), "failed": numpy.array(done[1:]), "error": numpy.array([error])}
 
     def _turn(self, number: int) -> None:
+        # First of all, because a sidecar may take longer to start than a lease lasts.
+        endpoint = self._endpoint(number)
         taken = self._ranges.take()
         if taken is not None:
             generation, jobs = taken
             share = Share(jobs)
             try:
-                endpoint = self._endpoint(number)
                 self._fill(self._lanes_of(endpoint, generation), generation, share)
             finally:
                 self._give_back(share)
@@ -161,11 +162,13 @@ class Filler:
             return self._settings.endpoints[number % len(self._settings.endpoints)]
         if self._sidecar is None:
             self._sidecar = OwnSidecar(self._settings.serve, self._settings.serve_options)
-        else:
-            self._sidecar.revive()
+        self._sidecar.revive().result()
         return self._sidecar.endpoint
 
     def _lanes_of(self, endpoint: str, generation: Generation) -> list[Lane]:
+        """Those to other endpoints keep no connections meanwhile."""
+        for lane in [lane for other, lanes in self._lanes.items() if other != endpoint for lane in lanes]:
+            lane.close()
         if endpoint not in self._lanes:
             settings = self._settings
             client = Client(endpoint, timeout_s=settings.timeout_s, **settings.credentials)

@@ -9,18 +9,14 @@ In:  a model      Out: an endpoint
 
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from nv_embed.sidecar_process import SidecarProcess
+from nv_embed.sidecar_process import Serving, SidecarProcess
 
 
 class OwnSidecar:
-    """Starts at once, and again when it has died.
-
-    Raises:
-        SidecarFailed: it does not start.
-    """
+    """Starts at once, and again when it has died."""
 
     def __init__(self, model: str, options: Sequence[str] = ()) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="nv_embed-ray-", ignore_cleanup_errors=True)
@@ -31,8 +27,19 @@ class OwnSidecar:
         self._thread = ThreadPoolExecutor(1)
         self._options = options
         self.endpoint = f"unix:{folder / 'sidecar.sock'}"
-        self.revive()
+        self._started = self._start()
 
-    def revive(self) -> None:
-        if not self._process.processes():
-            self._thread.submit(self._process.start, self._model, [self.endpoint], self._options, outlives=False).result()
+    def revive(self) -> "Future[Serving]":
+        """Start it, if it has died. Returns without waiting what is done when it serves.
+
+        Raises:
+            SidecarFailed: it did not start.
+        """
+        if self._started.done():
+            self._started.result()
+            if not self._process.processes():
+                self._started = self._start()
+        return self._started
+
+    def _start(self) -> "Future[Serving]":
+        return self._thread.submit(self._process.start, self._model, [self.endpoint], self._options, outlives=False)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import psycopg
 import pytest
 from conftest import Connection
@@ -35,6 +36,7 @@ with warnings.catch_warnings():
     from ray.cluster_utils import Cluster
 
     from nv_embed.ray import Failed, Settings, reembed
+    from nv_embed.ray.actor import Filler
 
 ROWS = int(os.environ.get("NV_EMBED_RAY_ROWS", "3000"))
 
@@ -251,6 +253,18 @@ def test_an_actor_that_cannot_go_on_says_why_and_the_job_goes_on_when_it_is_call
         reembed(Wanted("docs", dim=768), Settings(dsn, (watched.address,)))
     status = reembed(Wanted("docs", dim=512), Settings(dsn, (watched.address,)))
     assert (status.embedded, status.failed) == (ROWS, 0)
+
+
+def test_an_actor_keeps_no_connections_of_lanes_to_an_endpoint_that_it_has_left(db: Connection, dsn: str, watched: Counter, client: Client) -> None:
+    id = one(db, "SELECT nv_embed.reembed('docs', dim => 512)")
+    generation = one(db, "SELECT id FROM nv_embed.generation WHERE state = 'next'")
+    db.execute("SELECT nv_embed.backfill_step(%s)", [generation])
+    actor = Filler(Settings(dsn, (watched.address, client.endpoint), lanes=1, range_rows=100), id, generation)
+    connections = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'nv-embed ray' AND datname = current_database()"
+    for turn in range(3):
+        answer = actor({"turn": numpy.array([turn])})
+        assert (answer["embedded"][0], answer["error"][0]) == (100, "")
+        assert eventually(lambda: one(db, connections) == 2), "of its own, and of the one lane"
 
 
 def test_settings_say_what_is_wrong() -> None:
