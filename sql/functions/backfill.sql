@@ -40,23 +40,24 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    columns text;
-    after text;
+    columns CONSTANT text := (SELECT string_agg(format('t.%I', k.column_name), ', ' ORDER BY k.place) FROM nv_embed.key_columns(e.relation) AS k);
+    places CONSTANT text := (SELECT string_agg('t.k' || k.place, ', ' ORDER BY k.place) FROM nv_embed.key_columns(e.relation) AS k);
 BEGIN
     PERFORM nv_embed.check_sees_all(e.relation);
-    SELECT string_agg(format('t.%I', k.column_name), ', ' ORDER BY k.place), string_agg(format('($2::pg_catalog.text[])[%s]::%s', k.place, k.type), ', ' ORDER BY k.place)
-    INTO columns, after
-    FROM nv_embed.key_columns(e.relation) AS k;
     RETURN format(
-        $sql$
-            SELECT %1$s AS key, NOT %2$s AND %3$s AS awaits, pg_catalog.row_number() OVER (ORDER BY %4$s) AS place
-            FROM %5$s AS t
-            WHERE %6$s
-            ORDER BY %4$s
-            LIMIT $3
-        $sql$,
-        nv_embed.key_sql(e.relation, 't'), nv_embed.has_vector_sql(e, g, 't'), nv_embed.has_content(e.source, 't'), columns, nv_embed.qualified(e.relation),
-        CASE WHEN is_first THEN '$2 IS NULL' ELSE format('(%s) > (%s)', columns, after) END
+        'SELECT t.key, t.awaits, pg_catalog.row_number() OVER (ORDER BY %1$s) AS place FROM (%2$s) AS t (key, awaits, %3$s) ORDER BY %1$s LIMIT $3',
+        places,
+        (
+            SELECT string_agg(
+                format(
+                    '(SELECT %1$s, NOT %2$s AND %3$s, %4$s FROM %5$s AS t WHERE %6$s ORDER BY %4$s LIMIT $3)', nv_embed.key_sql(e.relation, 't'),
+                    nv_embed.has_vector_sql(e, g, 't'), nv_embed.has_content(e.source, 't'), columns, nv_embed.qualified(e.relation), r.condition
+                ),
+                ' UNION ALL '
+            )
+            FROM (SELECT '$2 IS NULL' AS condition WHERE is_first UNION ALL SELECT nv_embed.ranges_after(e.relation) WHERE NOT is_first) AS r
+        ),
+        replace(places, 't.', '')
     );
 END
 $$;

@@ -68,3 +68,40 @@ RETURN (
 );
 
 COMMENT ON FUNCTION nv_embed.matched_sql(regclass, name) IS 'An SQL condition: the row t of a table has the key of another relation.';
+
+-- Written with the operator of the key's own index, as its order is: another one, or another type's, would leave rows out. Keys are compared as rows, which
+-- the index finds at once. Where the columns' operators lie in different schemas there is no such comparison; then the rows after a key are those of some
+-- ranges that do not overlap, each of which the index finds.
+CREATE OR REPLACE FUNCTION nv_embed.ranges_after(relation regclass) RETURNS SETOF text
+LANGUAGE plpgsql STABLE STRICT ROWS 1
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH key AS (
+        SELECT k.place, format('t.%I', k.column_name) AS column_name, k.equals, format('OPERATOR(%I.%s)', n.nspname, o.oprname) AS follows,
+            format('($2::pg_catalog.text[])[%s]::%s', k.place, k.type) AS value
+        FROM pg_index AS i
+        CROSS JOIN LATERAL unnest(i.indclass::oid[]) WITH ORDINALITY AS u (opclass, place)
+        JOIN nv_embed.key_columns(relation) AS k ON k.place = u.place
+        JOIN pg_opclass AS c ON c.oid = u.opclass
+        JOIN pg_amop AS m
+            ON m.amopfamily = c.opcfamily AND m.amoplefttype = c.opcintype AND m.amoprighttype = c.opcintype AND m.amopstrategy = 5
+        JOIN pg_operator AS o ON o.oid = m.amopopr
+        JOIN pg_namespace AS n ON n.oid = o.oprnamespace
+        WHERE i.indrelid = relation AND i.indisprimary
+    )
+    SELECT format('(%s) %s (%s)', string_agg(k.column_name, ', ' ORDER BY k.place), min(k.follows), string_agg(k.value, ', ' ORDER BY k.place))
+    FROM key AS k
+    HAVING min(k.follows) = max(k.follows)
+    UNION ALL
+    SELECT concat(
+        (SELECT string_agg(format('%s %s %s AND ', b.column_name, b.equals, b.value), '' ORDER BY b.place) FROM key AS b WHERE b.place < k.place),
+        format('%s %s %s', k.column_name, k.follows, k.value)
+    )
+    FROM key AS k
+    WHERE (SELECT min(o.follows) <> max(o.follows) FROM key AS o);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.ranges_after(regclass) IS 'SQL conditions: the row t comes after the key $2 in the order of the primary key, as one of them says.';

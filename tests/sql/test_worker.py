@@ -220,6 +220,34 @@ def test_rows_that_a_large_table_has_are_queued_in_steps_and_counted(site: Site,
     assert fresh(db, client) == 5002
 
 
+# Under C text puts 'B' before 'a', and citext puts it after it.
+@pytest.mark.parametrize(
+    ("columns", "key"),
+    [
+        ('id citext COLLATE "C" PRIMARY KEY', "(ARRAY['a', 'B', 'c', 'D', 'e', 'F', 'g'])[n]"),
+        ("id ltree PRIMARY KEY", "('top.' || n)::ltree"),
+        ('tenant int DEFAULT 1, id citext COLLATE "C", PRIMARY KEY (tenant, id)', "(ARRAY['a', 'B', 'c', 'D', 'e', 'F', 'g'])[n]"),
+        ("id ltree, part int DEFAULT 1, day date DEFAULT '2026-02-28', PRIMARY KEY (part, day, id)", "('top.' || n)::ltree"),
+        ("id ltree, part int DEFAULT 1, day date DEFAULT '2026-02-28', PRIMARY KEY (id, part, day)", "('top.' || n)::ltree"),
+    ],
+)
+def test_every_row_is_queued_in_the_order_of_a_key_of_an_extensions_type(site: Site, columns: str, key: str) -> None:
+    db = site.connect()
+    extension = "ltree" if "ltree" in columns else "citext"
+    if not db.execute("SELECT FROM pg_available_extensions WHERE name = %s", [extension]).rowcount:
+        pytest.skip(f"{extension} is not installed")
+    db.execute(f"CREATE SCHEMA kinds; CREATE EXTENSION {extension} SCHEMA kinds; SET search_path = public, kinds")
+    db.execute(f"CREATE TABLE docs ({columns}, body text)")
+    db.execute(f"INSERT INTO docs (id, body) SELECT {key}, 'body' FROM generate_series(1, 7) AS n")
+    db.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384, mode => 'async')")
+    generation = one(db, "SELECT id FROM nv_embed.generation")
+    db.execute("DELETE FROM nv_embed.job")
+    db.execute("INSERT INTO nv_embed.backfill (generation) VALUES (%s) ON CONFLICT DO NOTHING", [generation])
+    steps = [one(db, "SELECT nv_embed.backfill_step(%s, 2)", [generation]) for _ in range(6)]
+    assert steps == [0, 2, 2, 2, 1, None]
+    assert one(db, "SELECT count(*) FROM nv_embed.job") == 7
+
+
 def test_a_table_whose_rows_cannot_be_counted_holds_up_no_other(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     db = site.connect()
     for name in ("broken", "whole"):
