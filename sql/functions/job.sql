@@ -465,7 +465,10 @@ SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT g.id, nv_embed.qualified(e.relation), g.model, g.revision, g.dim, g.storage, e.truncate, g.chunk_tokens, g.chunk_overlap, g.state = 'live',
         EXISTS (SELECT FROM nv_embed.backfill AS b WHERE b.generation = g.id),
-        EXISTS (SELECT FROM nv_embed.reembedding AS r WHERE r.to_generation = g.id AND r.rows_per_s IS NOT NULL AND r.state = 'backfilling')
+        EXISTS (
+            SELECT FROM nv_embed.reembedding AS r
+            WHERE r.embedding = e.id AND r.to_generation = g.id AND r.rows_per_s IS NOT NULL AND r.state = 'backfilling'
+        )
     FROM nv_embed.generation AS g
     JOIN nv_embed.embedding AS e ON e.id = g.embedding
     JOIN pg_catalog.pg_class AS c ON c.oid = e.relation

@@ -399,20 +399,26 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     moment CONSTANT timestamptz := clock_timestamp();
+    of_embedding CONSTANT bigint := (SELECT g.embedding FROM nv_embed.generation AS g WHERE g.id = generation);
     r nv_embed.reembedding;
     allowed int;
 BEGIN
-    IF NOT EXISTS (SELECT FROM nv_embed.reembedding AS s WHERE s.to_generation = generation AND s.rows_per_s IS NOT NULL AND s.state = 'backfilling') THEN
+    IF NOT EXISTS (
+        SELECT FROM nv_embed.reembedding AS s
+        WHERE s.embedding = of_embedding AND s.to_generation = generation AND s.rows_per_s IS NOT NULL AND s.state = 'backfilling'
+    ) THEN
         RETURN most;
     END IF;
-    SELECT * INTO r FROM nv_embed.reembedding AS s WHERE s.to_generation = generation AND s.state = 'backfilling' FOR UPDATE SKIP LOCKED;
+    SELECT * INTO r FROM nv_embed.reembedding AS s
+    WHERE s.embedding = of_embedding AND s.to_generation = generation AND s.state = 'backfilling' FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN 0;
     END IF;
-    -- What was not used up within a second is forfeit: after a pause nobody gets a flood.
-    allowed := least(floor(r.rows_per_s * least(extract(epoch FROM moment - r.allowed_at), 1)), most);
+    -- What was not used up within a second, or within the time of one row, is forfeit: after a pause nobody gets a flood.
+    allowed := least(floor(least(r.rows_per_s * extract(epoch FROM moment - r.allowed_at), greatest(r.rows_per_s, 1))), most);
     IF allowed >= least(most, ceil(r.rows_per_s / 5)) THEN
-        UPDATE nv_embed.reembedding AS s SET allowed_at = greatest(r.allowed_at, moment - interval '1 second') + make_interval(secs => allowed / r.rows_per_s)
+        UPDATE nv_embed.reembedding AS s
+        SET allowed_at = greatest(r.allowed_at, moment - make_interval(secs => greatest(1, 1 / r.rows_per_s))) + make_interval(secs => allowed / r.rows_per_s)
         WHERE s.id = r.id;
         RETURN allowed;
     END IF;

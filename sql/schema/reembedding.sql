@@ -1,6 +1,7 @@
 -- reembedding: moves of embeddings from their live generation to the next.
 --
--- As declarations they are public, and written by whoever owns the table. Workers write one column of them: how far the allowance is used up.
+-- As declarations they are public, and written by whoever owns the table. Workers write one column of them: how far the allowance is used up. What a row says
+-- holds for its generations, so nobody may name another's, nor one that is not there yet; which they are is never changed.
 
 CREATE TABLE nv_embed.reembedding (
     id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -37,7 +38,13 @@ CREATE INDEX reembedding_embedding ON nv_embed.reembedding (embedding);
 
 ALTER TABLE nv_embed.reembedding ENABLE ROW LEVEL SECURITY;
 CREATE POLICY readable ON nv_embed.reembedding FOR SELECT USING (true);
-CREATE POLICY written_by_owner ON nv_embed.reembedding
+CREATE POLICY begun_by_owner ON nv_embed.reembedding FOR INSERT
+    WITH CHECK (
+        EXISTS (SELECT FROM nv_embed.embedding AS e WHERE e.id = reembedding.embedding AND nv_embed.owns(e.relation))
+        AND EXISTS (SELECT FROM nv_embed.generation AS g WHERE g.id = reembedding.from_generation AND g.embedding = reembedding.embedding)
+        AND EXISTS (SELECT FROM nv_embed.generation AS g WHERE g.id = reembedding.to_generation AND g.embedding = reembedding.embedding)
+    );
+CREATE POLICY written_by_owner ON nv_embed.reembedding FOR UPDATE
     USING (EXISTS (SELECT FROM nv_embed.embedding AS e WHERE e.id = reembedding.embedding AND nv_embed.owns(e.relation)));
 CREATE POLICY used_by_workers ON nv_embed.reembedding FOR UPDATE USING ((SELECT nv_embed.is_worker()));
 GRANT SELECT ON nv_embed.reembedding TO PUBLIC;

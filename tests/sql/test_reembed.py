@@ -640,12 +640,36 @@ def test_a_range_is_the_next_rows_leased_and_workers_have_what_is_beyond_it(db: 
 
 
 def test_a_range_obeys_the_limit_of_rows_a_second(db: Connection) -> None:
+    """A limit of less than one row a second is one too: it goes on when the time of a row is over."""
     declare(db, rows=30)
-    reembed(db, dim=512, rows_per_s=0.001)
+    id = reembed(db, dim=512, rows_per_s=0.01)
     generation = one(db, "SELECT max(id) FROM nv_embed.generation")
-    for _ in range(3):
-        found = db.execute("SELECT keys, is_last FROM nv_embed.claim_range(%s, 10, '1 hour')", [generation]).fetchone()
-        assert found == ([], False)
+    taken: list[list[str]] = []
+    for passed in ("0 s", "0 s", "101 s", "0 s", "1 hour", "0 s"):
+        db.execute("UPDATE nv_embed.reembedding SET allowed_at = allowed_at - %s::interval WHERE id = %s", [passed, id])
+        keys, is_last = db.execute("SELECT keys, is_last FROM nv_embed.claim_range(%s, 10, '1 hour')", [generation]).fetchone() or ()
+        assert not is_last
+        taken.append(keys)
+    assert taken == [[], [], ["{1}"], [], ["{2}"], []]
+
+
+def test_nobody_begins_or_limits_a_re_embedding_of_anothers_generation(db: Connection, connect: Callable[..., Connection], install: Install) -> None:
+    declare(db, rows=30)
+    reembed(db, dim=512)
+    victims = [id for (id,) in db.execute("SELECT id FROM nv_embed.generation ORDER BY id")]
+    app = connect("app")
+    app.execute("CREATE TABLE own (id int PRIMARY KEY, body text)")
+    embedding = one(app, "SELECT nv_embed.auto_embed('own', '{body}', dim => 384, mode => 'async')")
+    own = one(app, "SELECT id FROM nv_embed.generation WHERE embedding = %s", [embedding])
+    begin = "INSERT INTO nv_embed.reembedding (embedding, from_generation, to_generation, rows_per_s) VALUES (%s, %s, %s, 1e-9) RETURNING id"
+    for from_generation, to_generation in ((own, victims[1]), (victims[0], own), (victims[0], victims[1]), (own, own + 1)):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            app.execute(begin, [embedding, from_generation, to_generation])
+    # Had there been such a row, it would limit nothing.
+    planted = one(db, begin, [embedding, own, victims[1]])
+    app.execute("UPDATE nv_embed.reembedding SET state = 'backfilling' WHERE id = %s", [planted])
+    assert one(db, "SELECT is_limited FROM nv_embed.work() WHERE generation = %s", [victims[1]]) is False
+    assert one(db, "SELECT nv_embed.allowance(%s, 10)", [victims[1]]) == 10
 
 
 def test_vectors_that_are_only_cut_need_nobody_to_claim_them(db: Connection, dsn: str, client: Client) -> None:
