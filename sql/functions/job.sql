@@ -240,7 +240,8 @@ COMMENT ON FUNCTION nv_embed.read(bigint, text[], int)
     IS 'What rows read, by their keys; a text of more bytes than that is not returned, a row without content has none, and one that is gone is left out.';
 
 -- A row that somebody else holds is left for later rather than waited for: a worker that waits would hold the rows that it has written already. A row that
--- its own triggers rewrote, or kept from being written, is not counted as written.
+-- its own triggers kept from being written is not counted as written. Nor is one that they rewrote: it came with its vector, as far as the queue's trigger can
+-- tell, so that its job is gone by now and is returned as it was. That a vector is taken away is right for any text.
 CREATE OR REPLACE FUNCTION nv_embed.write_back_sql(id bigint) RETURNS text
 LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
@@ -269,35 +270,55 @@ BEGIN
                 UPDATE %2$s AS t SET %1$I = f.vector::%5$s
                 FROM found AS f JOIN held AS h ON h.place OPERATOR(pg_catalog.=) f.place
                 WHERE NOT h.is_done AND %3$s
-                RETURNING f.place, %4$s OPERATOR(pg_catalog.=) f.digest AS is_same
+                RETURNING f.place, f.key, f.vector IS NULL OR %4$s OPERATOR(pg_catalog.=) f.digest AS is_same, t.%1$I IS NOT NULL OR %6$s AS awaits
             )
-            SELECT ARRAY(SELECT place FROM written WHERE is_same),
-                ARRAY(SELECT place FROM held WHERE is_done),
-                ARRAY(SELECT f.place FROM found AS f WHERE NOT EXISTS (SELECT FROM %2$s AS t WHERE %3$s))
+            SELECT ARRAY(SELECT place FROM written WHERE is_same) AS written,
+                ARRAY(
+                    SELECT ROW(%7$L, w.key, NULL, NULL, true, NULL, coalesce(j.attempts, 0), NULL, j.history)::nv_embed.job
+                    FROM written AS w
+                    LEFT JOIN LATERAL (
+                        SELECT s.attempts, s.history FROM nv_embed.job AS s
+                        WHERE s.generation OPERATOR(pg_catalog.=) %7$L AND s.key OPERATOR(pg_catalog.=) w.key
+                        OFFSET 0
+                    ) AS j ON true
+                    WHERE NOT w.is_same AND w.awaits
+                ) AS rewritten,
+                ARRAY(SELECT place FROM held WHERE is_done) AS unchanged,
+                ARRAY(SELECT f.place FROM found AS f WHERE NOT EXISTS (SELECT FROM %2$s AS t WHERE %3$s)) AS gone
         $sql$,
-        g.target, nv_embed.qualified(e.relation), nv_embed.matched_sql(e.relation, 'f'), nv_embed.digest_sql(e.source, 't'), nv_embed.type_sql(g.storage, g.dim)
+        g.target, nv_embed.qualified(e.relation), nv_embed.matched_sql(e.relation, 'f'), nv_embed.digest_sql(e.source, 't'), nv_embed.type_sql(g.storage, g.dim),
+        nv_embed.has_content(e.source, 't'), id
     );
 END
 $$;
 
 COMMENT ON FUNCTION nv_embed.write_back_sql(bigint)
-    IS 'A statement: write vectors to rows that still read the same; it returns the places of those written, of those without content, and of those gone.';
+    IS 'A statement: write vectors to rows that still read the same; it returns the places of those written, the jobs of those that triggers rewrote, the places of '
+       'those without content, and of those gone.';
 
--- The user's triggers run in these three: no SET search_path, and every name with its schema.
+-- The user's triggers run in these: no SET search_path, and every name with its schema.
 
 CREATE OR REPLACE FUNCTION nv_embed.write_rows(
-    generation bigint, keys text[], digests bytea[], vectors anyarray, OUT written int[], OUT unchanged int[], OUT gone int[]
+    generation bigint, keys text[], digests bytea[], vectors anyarray,
+    OUT written int[], OUT rewritten nv_embed.job[], OUT unchanged int[], OUT gone int[]
 )
 LANGUAGE plpgsql
 AS $$
+DECLARE
+    done record;
 BEGIN
     PERFORM nv_embed.hold_generation(generation);
-    EXECUTE nv_embed.write_back_sql(generation) INTO written, unchanged, gone USING keys, digests, vectors;
+    EXECUTE nv_embed.write_back_sql(generation) INTO done USING keys, digests, vectors;
+    written := done.written;
+    rewritten := done.rewritten;
+    unchanged := done.unchanged;
+    gone := done.gone;
 END
 $$;
 
 COMMENT ON FUNCTION nv_embed.write_rows(bigint, text[], bytea[], anyarray)
-    IS 'Writes vectors to rows that still read as they were embedded; the places of those written, of those that had none and get none, and of those gone.';
+    IS 'Writes vectors to rows that still read as they were embedded; the places of those written, the jobs of those that triggers rewrote, the places of those that '
+       'had none and get none, and of those gone.';
 
 CREATE OR REPLACE FUNCTION nv_embed.write_back(generation bigint, keys text[], ids bigint[], digests bytea[], vectors anyarray) RETURNS int
 LANGUAGE plpgsql
@@ -307,12 +328,84 @@ DECLARE
     settled CONSTANT pg_catalog.int4[] := outcome.written OPERATOR(pg_catalog.||) outcome.unchanged OPERATOR(pg_catalog.||) outcome.gone;
 BEGIN
     PERFORM nv_embed.settle_or_release(generation, keys, ids, settled);
+    PERFORM nv_embed.retry_rewritten(generation, outcome.rewritten);
     RETURN pg_catalog.cardinality(settled);
 END
 $$;
 
 COMMENT ON FUNCTION nv_embed.write_back(bigint, text[], bigint[], bytea[], anyarray)
     IS 'Writes vectors to rows that still read as they were embedded, and settles their jobs; returns how many. The others are due again in a second.';
+
+CREATE OR REPLACE FUNCTION nv_embed.queue_rewritten(generation bigint, rewritten nv_embed.job[]) RETURNS TABLE (attempts int, keys text[], ids bigint[])
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    known bigint;
+BEGIN
+    IF cardinality(rewritten) = 0 THEN
+        RETURN;
+    END IF;
+    SELECT count(*) INTO known FROM unnest(rewritten) AS u JOIN nv_embed.job AS j ON j.generation = queue_rewritten.generation AND j.key = u.key;
+    PERFORM nv_embed.tell(generation, 0, 0, 0, cardinality(rewritten) - known, cardinality(rewritten) - known);
+    RETURN QUERY
+    WITH queued AS (
+        INSERT INTO nv_embed.job AS j (generation, key, stale, attempts, history)
+        SELECT DISTINCT ON (u.key) queue_rewritten.generation, u.key, true, u.attempts, u.history FROM unnest(rewritten) AS u
+        ON CONFLICT ON CONSTRAINT job_pkey DO UPDATE SET attempts = excluded.attempts, history = excluded.history
+        RETURNING j.key, j.id, j.attempts
+    )
+    SELECT q.attempts, array_agg(q.key), array_agg(q.id) FROM queued AS q GROUP BY q.attempts;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.queue_rewritten(bigint, nv_embed.job[])
+    IS 'Queues rows that their triggers rewrote while their vectors were written, as they were queued before; what was queued, by how often it has failed.';
+
+-- What a trigger rewrites once is right at the next try. Where it always does, the row would be embedded for ever.
+CREATE OR REPLACE FUNCTION nv_embed.retry_rewritten(generation bigint, rewritten nv_embed.job[]) RETURNS void
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    most_attempts CONSTANT int := 5;
+    error CONSTANT pg_catalog.text := 'TextRewritten';
+    message CONSTANT pg_catalog.text := 'a trigger of the table rewrites what is embedded while its vector is written';
+    tried record;
+    messages pg_catalog.text[];
+BEGIN
+    FOR tried IN SELECT * FROM nv_embed.queue_rewritten(generation, rewritten) LOOP
+        messages := pg_catalog.array_fill(message, ARRAY[pg_catalog.cardinality(tried.keys)]);
+        IF tried.attempts OPERATOR(pg_catalog.+) 1 OPERATOR(pg_catalog.<) most_attempts THEN
+            PERFORM nv_embed.fail(generation, tried.keys, tried.ids, error, messages, nv_embed.retry_delay(tried.attempts));
+        ELSE
+            PERFORM nv_embed.give_up(generation, tried.keys, tried.ids, nv_embed.digests(generation, tried.keys), error, messages);
+        END IF;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.retry_rewritten(bigint, nv_embed.job[])
+    IS 'Counts an attempt that failed of rows that their triggers rewrote while their vectors were written: another one later, or none after five.';
+
+CREATE OR REPLACE FUNCTION nv_embed.retry_delay(attempts int) RETURNS interval
+LANGUAGE sql VOLATILE STRICT
+SET search_path = pg_catalog, pg_temp
+RETURN make_interval(secs => 5 * 2 ^ least(attempts, 9) * (1 + 0.5 * random()));
+
+COMMENT ON FUNCTION nv_embed.retry_delay(int) IS 'How long until a row is tried again that failed before, as workers have it.';
+
+CREATE OR REPLACE FUNCTION nv_embed.digests(generation bigint, keys text[]) RETURNS bytea[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT r.digest FROM generate_series(1, cardinality(keys)) AS u (place) LEFT JOIN nv_embed.read(generation, keys, 0) AS r ON r.place = u.place ORDER BY u.place
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.digests(bigint, text[]) IS 'Digests of what rows read now, by their keys.';
 
 -- Rows whose text cannot be embedded lose the vector of the text before, because a vector that is not the text's is worse than none. Losing it queues them
 -- anew; that job is made the one that failed again.

@@ -481,6 +481,7 @@ COMMENT ON FUNCTION nv_embed.lock_step(bigint, text, int)
     IS 'Locks those of the next rows that await a vector and that nobody holds; their keys, those of all that await one, the last key, and how many rows it saw.';
 
 -- $1 keys of rows that are held, $2 keys of all that await a vector, $3 the generation. A row whose live vector is not that of its text is queued instead.
+-- One that its own triggers rewrite has a vector of another text then, and is returned to be queued, as by `write_back_sql`.
 CREATE OR REPLACE FUNCTION nv_embed.cut_sql(id bigint) RETURNS text
 LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
@@ -495,12 +496,13 @@ BEGIN
     RETURN format(
         $sql$
             WITH f AS MATERIALIZED (SELECT pg_catalog.unnest($1) AS key LIMIT pg_catalog.cardinality($1)),
+            o AS MATERIALIZED (SELECT f.key, %8$s AS digest FROM f JOIN %1$s AS t ON %5$s),
             cut AS (
                 UPDATE %1$s AS t SET %2$I = %3$s::%4$s
-                FROM f
+                FROM o AS f
                 WHERE %5$s AND t.%6$I IS NOT NULL
                     AND NOT EXISTS (SELECT FROM nv_embed.job AS j WHERE j.generation OPERATOR(pg_catalog.=) %7$s AND j.key OPERATOR(pg_catalog.=) f.key)
-                RETURNING f.key
+                RETURNING f.key, %8$s OPERATOR(pg_catalog.=) f.digest AS is_same, t.%2$I IS NOT NULL OR %9$s AS awaits
             ),
             queued AS (
                 INSERT INTO nv_embed.job (generation, key, stale)
@@ -509,11 +511,15 @@ BEGIN
                 ON CONFLICT (generation, key) DO NOTHING
                 RETURNING 1
             )
-            SELECT (SELECT pg_catalog.count(*) FROM cut) AS cut, (SELECT pg_catalog.count(*) FROM queued) AS queued
+            SELECT (SELECT pg_catalog.count(*) FROM cut) AS cut, (SELECT pg_catalog.count(*) FROM queued) AS queued,
+                ARRAY(
+                    SELECT ROW($3, c.key, NULL, NULL, true, NULL, 0, NULL, NULL)::nv_embed.job FROM cut AS c WHERE NOT c.is_same AND c.awaits
+                ) AS rewritten
         $sql$,
         nv_embed.qualified(e.relation), g.target,
         CASE WHEN g.dim < live.dim THEN format('@extschema@.nv_truncate(t.%I, %s)', live.target, g.dim) ELSE format('t.%I', live.target) END,
-        nv_embed.type_sql(g.storage, g.dim), nv_embed.matched_sql(e.relation, 'f'), live.target, live.id
+        nv_embed.type_sql(g.storage, g.dim), nv_embed.matched_sql(e.relation, 'f'), live.target, live.id, nv_embed.digest_sql(e.source, 't'),
+        nv_embed.has_content(e.source, 't')
     );
 END
 $$;
@@ -542,6 +548,7 @@ BEGIN
         EXIT WHEN most OPERATOR(pg_catalog.=) 0;
         step := nv_embed.lock_step(generation, after, most);
         EXECUTE nv_embed.cut_sql(generation) INTO done USING step.held, step.awaiting, generation;
+        PERFORM nv_embed.queue_rewritten(generation, done.rewritten);
         queued := nv_embed.end_step(generation, step.last, step.seen OPERATOR(pg_catalog.<) most, done.queued) OPERATOR(pg_catalog.+) queued;
         EXIT WHEN step.seen OPERATOR(pg_catalog.<) most;
         after := step.last;

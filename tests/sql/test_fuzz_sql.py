@@ -114,6 +114,7 @@ OF_TYPE: dict[str, "st.SearchStrategy[str]"] = {
     "nv_embed.embedding": st.just("(SELECT e FROM nv_embed.embedding AS e ORDER BY id LIMIT 1)"),
     "nv_embed.generation": st.just("(SELECT g FROM nv_embed.generation AS g ORDER BY id LIMIT 1)"),
     "nv_embed.reembedding": st.just("(SELECT r FROM nv_embed.reembedding AS r LIMIT 1)"),
+    "nv_embed.job": st.just("ROW(1, '{1}', 1, now(), true, NULL, 0, NULL, NULL)::nv_embed.job"),
     "nv_embed.settings": st.just("ROW(true, 'x', 1, 'y', NULL, NULL, NULL, false)::nv_embed.settings"),
 }
 

@@ -136,6 +136,25 @@ def test_a_row_whose_vector_is_stale_is_embedded_and_not_cut(db: Connection, dsn
     assert right(db, client, 384) == 50
 
 
+def test_a_row_that_a_trigger_rewrites_while_it_is_cut_is_embedded_and_not_cut(db: Connection, dsn: str, sidecar: Sidecar, client: Client) -> None:
+    declare(db, dim=512, rows=20)
+    drain(dsn, sidecar.address)
+    db.execute("""
+        CREATE FUNCTION rewrite() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.body := replace(NEW.body, 'body', 'another'); RETURN NEW; END $$;
+        CREATE TRIGGER rewrite BEFORE UPDATE ON docs FOR EACH ROW EXECUTE FUNCTION rewrite();
+        UPDATE docs SET body = body WHERE id <= 10
+    """)
+    drain(dsn, sidecar.address)
+    id = reembed(db, dim=384)
+    drain(dsn, sidecar.address)
+    drain(dsn, sidecar.address)  # what cutting queued
+    advance(db, id)
+    db.execute("SELECT nv_embed.cut_over(%s)", [id])
+    assert one(db, "SELECT body FROM docs WHERE id = 20") == "another 20"
+    assert right(db, client, 384) == 20
+    assert db.execute("SELECT embedded, pending, failed FROM nv_embed.status").fetchall() == [(20, 0, 0)]
+
+
 def test_rolling_back_has_every_row_that_was_written_since(db: Connection, dsn: str, sidecar: Sidecar, client: Client) -> None:
     declare(db)
     drain(dsn, sidecar.address)

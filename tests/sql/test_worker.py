@@ -476,6 +476,54 @@ def test_a_job_that_another_worker_looks_at_is_given_back_all_the_same(docs: Con
     assert one(docs, "SELECT leased_until <= clock_timestamp() FROM nv_embed.job")
 
 
+def rewrite(db: Connection, text: str) -> None:
+    """Have every UPDATE of the table rewrite what is embedded."""
+    db.execute(f"""
+        CREATE FUNCTION rewrite() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.body := {text}; RETURN NEW; END $$;
+        CREATE TRIGGER rewrite BEFORE UPDATE ON docs FOR EACH ROW EXECUTE FUNCTION rewrite()
+    """)
+
+
+def test_a_row_that_a_trigger_rewrites_with_its_vector_is_embedded_again(docs: Connection, site: Site, client: Client) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 't', 'ABC'), (2, 't', 'same')")
+    rewrite(docs, "replace(NEW.body, 'ABC', 'another')")
+    site.drain()
+    assert status(docs) == (2, 1, 1, 0)
+    assert docs.execute("SELECT key, stale, attempts, history -> 0 ->> 'error' FROM nv_embed.job").fetchall() == [("{1}", True, 1, "TextRewritten")]
+    docs.execute("UPDATE nv_embed.job SET retry_at = now()")
+    site.drain()
+    assert fresh(docs, client) == 2
+    assert status(docs) == (2, 2, 0, 0)
+
+
+@pytest.mark.parametrize("text", ["NEW.body || '!'", "NEW.body || CASE WHEN NEW.embedding IS NULL THEN '' ELSE '!' END"])
+def test_a_row_that_a_trigger_rewrites_each_time_fails_in_the_end_and_keeps_no_vector(
+    docs: Connection, site: Site, client: Client, text: str
+) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 't', 'ABC')")
+    rewrite(docs, text)
+    for attempts in range(1, 6):
+        site.drain()
+        assert one(docs, "SELECT attempts FROM nv_embed.job") == attempts
+        docs.execute("UPDATE nv_embed.job SET retry_at = now() WHERE retry_at < 'infinity'")
+    assert status(docs) == (1, 0, 0, 1)
+    assert one(docs, "SELECT embedding IS NULL FROM docs")
+    error, message, attempts = docs.execute("SELECT error, message, attempts FROM nv_embed.failures").fetchone() or ()
+    assert (error, attempts) == ("TextRewritten", 5)
+    assert message == "a trigger of the table rewrites what is embedded while its vector is written"
+    docs.execute("DROP TRIGGER rewrite ON docs; SELECT nv_embed.retry()")
+    site.drain()
+    assert (fresh(docs, client), status(docs)) == (1, (1, 1, 0, 0))
+
+
+def test_a_text_that_a_trigger_rewrites_until_it_is_right_may_be_tried_again_after_it_failed(docs: Connection, site: Site, client: Client) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 't', 'ABC')")
+    rewrite(docs, "replace(NEW.body, 'ABC', 'another')")
+    docs.execute("UPDATE nv_embed.job SET history = '[1, 2, 3, 4, 5]'")  # it failed, and nv_embed.retry() was called
+    site.drain()
+    assert one(docs, "SELECT attempts FROM nv_embed.job") == 1
+
+
 def test_connections_that_are_cut_are_made_again(docs: Connection, site: Site, client: Client) -> None:
     cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'nv-embed worker' AND datname = current_database()"
     with site.worker():
