@@ -463,6 +463,12 @@ BEGIN
     IF NOT nv_embed.owns(relation) THEN
         RAISE EXCEPTION 'must be owner of table %', nv_embed.qualified(relation) USING ERRCODE = '42501';
     END IF;
+    PERFORM nv_embed.lock_briefly(
+        ARRAY[relation] || ARRAY(
+            SELECT c.oid::regclass FROM nv_embed.generation AS s JOIN pg_class AS c ON c.oid = s.chunks WHERE s.embedding = e.id ORDER BY c.oid
+        ),
+        '1 min'
+    );
     PERFORM nv_embed.drop_triggers(e);
     PERFORM nv_embed.drop_vectors(e, s) FROM nv_embed.generation AS s WHERE s.embedding = e.id AND s.state <> 'live';
     IF g.chunks IN (SELECT c.oid FROM pg_class AS c) THEN

@@ -94,6 +94,7 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.backfill_sql(bigint, boolean) IS 'A statement: queue those of the next rows, in the order of the primary key, that lack a vector.';
 
+-- The table first: whoever has that for oneself, as a TRUNCATE, takes this row away.
 CREATE OR REPLACE FUNCTION nv_embed.take_step(generation bigint) RETURNS nv_embed.backfill
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -101,6 +102,7 @@ AS $$
 DECLARE
     b nv_embed.backfill;
 BEGIN
+    PERFORM nv_embed.hold_generation(generation);
     SELECT * INTO b FROM nv_embed.backfill AS s WHERE s.generation = take_step.generation FOR UPDATE SKIP LOCKED;
     IF NOT b.counted THEN
         PERFORM nv_embed.count_rows(generation);
@@ -161,7 +163,6 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    held CONSTANT regclass := nv_embed.hold_generation(generation);
     allowed CONSTANT int := nv_embed.allowance(generation, most);
     step record;
 BEGIN

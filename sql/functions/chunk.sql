@@ -451,8 +451,11 @@ CREATE OR REPLACE FUNCTION nv_embed.write_chunks(
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    held CONSTANT pg_catalog.int4[] := nv_embed.held_places(generation, keys, ids);
+    held pg_catalog.int4[];
 BEGIN
+    -- The table first: whoever has that for oneself, as a TRUNCATE, takes the jobs away.
+    PERFORM nv_embed.hold_generation(generation);
+    held := nv_embed.held_places(generation, keys, ids);
     EXECUTE nv_embed.clear_chunks_sql(generation) INTO written, gone USING keys, digests, held;
     EXECUTE nv_embed.write_chunks_sql(generation) USING keys, places, starts, ends, vectors, written;
 END

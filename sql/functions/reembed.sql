@@ -68,25 +68,35 @@ COMMENT ON FUNCTION nv_embed.set_state(bigint, text) IS 'Brings a re-embedding i
 -- Whoever comes after one that waits for a lock waits too. So none is waited for longer than a twentieth of a second, and then tried again. For half of
 -- the patience the tries grow to what a tenth of a second leaves for the work itself; where statements that overlap take longer than that, they leave no
 -- such gap at all, and the tries grow on to half a second.
-CREATE OR REPLACE FUNCTION nv_embed.lock_briefly(relation regclass, patience interval) RETURNS void
+--
+-- An autovacuum holds a table for as long as it takes, and is cancelled by whoever has waited for it for deadlock_timeout. That is waited for with a lock
+-- that holds up neither readers nor writers, and which keeps the next autovacuum away during the try. All locks of a try that fails are let go again: those
+-- of several tables are had together or not at all.
+CREATE OR REPLACE FUNCTION nv_embed.lock_briefly(relations regclass[], patience interval) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    tables CONSTANT text := (SELECT string_agg(nv_embed.qualified(u.relation), ', ' ORDER BY u.place) FROM unnest(relations) WITH ORDINALITY AS u (relation, place));
     begun CONSTANT timestamptz := clock_timestamp();
     before CONSTANT text := current_setting('lock_timeout');
+    cancels_after CONSTANT int := 500 + 1000 * extract(epoch FROM current_setting('deadlock_timeout')::interval);
     spent double precision := 0;
     is_locked boolean := false;
 BEGIN
     WHILE NOT is_locked LOOP
-        PERFORM set_config('lock_timeout', format('%sms', round(50 + 70 * spent + 760 * greatest(spent - 0.5, 0))), true);
         BEGIN
-            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', nv_embed.qualified(relation));
+            IF spent > 0 THEN
+                PERFORM set_config('lock_timeout', format('%sms', cancels_after), true);
+                EXECUTE format('LOCK TABLE %s IN SHARE UPDATE EXCLUSIVE MODE', tables);
+            END IF;
+            PERFORM set_config('lock_timeout', format('%sms', round(50 + 70 * spent + 760 * greatest(spent - 0.5, 0))), true);
+            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', tables);
             is_locked := true;
-        EXCEPTION WHEN lock_not_available THEN
+        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
             spent := extract(epoch FROM clock_timestamp() - begun) / greatest(extract(epoch FROM patience), 0.001);
             IF spent >= 1 THEN
-                RAISE EXCEPTION 'table % was not free for a moment', nv_embed.qualified(relation)
+                RAISE EXCEPTION 'table % was not free for a moment', tables
                     USING ERRCODE = '55P03', DETAIL = 'Transactions that use it leave no gap.',
                         HINT = 'end the long ones (pg_stat_activity, by xact_start), or try again';
             END IF;
@@ -97,7 +107,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.lock_briefly(regclass, interval) IS 'Locks a table for oneself, without having others wait for long.';
+COMMENT ON FUNCTION nv_embed.lock_briefly(regclass[], interval) IS 'Locks tables for oneself, all of them or none, without having others wait for long.';
 
 -- Beginning.
 
@@ -323,7 +333,7 @@ DECLARE
     coming nv_embed.generation := (nv_embed.declaration(r.to_generation)).g;
 BEGIN
     PERFORM nv_embed.check_state(r, 'planned');
-    PERFORM nv_embed.lock_briefly(e.relation, '1 min');
+    PERFORM nv_embed.lock_briefly(ARRAY[e.relation], '1 min');
     IF coming.chunk_tokens IS NULL THEN
         coming.target := nv_embed.column_of(e.target, coming.id);
         EXECUTE format('ALTER TABLE %s ADD COLUMN %I %s', nv_embed.qualified(e.relation), coming.target, nv_embed.type_sql(coming.storage, coming.dim));
@@ -535,7 +545,6 @@ AS $$
 DECLARE
     moment CONSTANT interval := '50 ms';
     begun CONSTANT timestamptz := pg_catalog.clock_timestamp();
-    table_held CONSTANT pg_catalog.regclass := nv_embed.hold_generation(generation);
     wanted int := 10;
     most int;
     queued bigint := 0;
@@ -704,7 +713,7 @@ BEGIN
     PERFORM nv_embed.await_queue(to_generation, moment, patience);
     -- What is refused anyway does not lock the table, nor embed a backlog under the lock.
     PERFORM nv_embed.check_covered(from_generation, to_generation, moment);
-    PERFORM nv_embed.lock_briefly(e.relation, patience);
+    PERFORM nv_embed.lock_briefly(ARRAY[e.relation], patience);
     IF e.mode = 'sync' THEN
         PERFORM nv_embed.embed_queued(to_generation);
     END IF;
@@ -840,7 +849,6 @@ BEGIN
     IF g.chunks IS NULL AND g.state <> 'planned' THEN
         EXECUTE format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', nv_embed.qualified(e.relation), g.target);
     ELSIF EXISTS (SELECT FROM pg_class AS c WHERE c.oid = g.chunks) THEN
-        PERFORM nv_embed.lock_briefly(g.chunks, '1 min');
         EXECUTE format('DROP TABLE %s', nv_embed.qualified(g.chunks));
     END IF;
 END
@@ -856,10 +864,11 @@ DECLARE
     declared CONSTANT record := nv_embed.declaration(generation);
     e CONSTANT nv_embed.embedding := declared.e;
     g CONSTANT nv_embed.generation := declared.g;
+    changed CONSTANT regclass[] := ARRAY(
+        SELECT c.oid::regclass FROM pg_class AS c WHERE c.oid = g.chunks OR c.oid = e.relation AND g.state <> 'planned' ORDER BY c.oid = g.chunks NULLS FIRST
+    );
 BEGIN
-    IF g.state <> 'planned' THEN
-        PERFORM nv_embed.lock_briefly(e.relation, '1 min');
-    END IF;
+    PERFORM nv_embed.lock_briefly(changed, '1 min') WHERE cardinality(changed) > 0;
     PERFORM nv_embed.drop_vectors(e, g);
     PERFORM nv_embed.forget(generation);
     DELETE FROM nv_embed.generation AS s WHERE s.id = generation;

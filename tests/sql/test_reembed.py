@@ -18,6 +18,7 @@ from vectors import cosine, one, parsed
 from workers import drain, working
 
 from nv_embed.client import Client
+from nv_embed.cluster import Cluster
 
 pytestmark = BOTH
 
@@ -444,6 +445,75 @@ def test_a_query_of_ones_own_in_a_snapshot_from_before_a_cut_over_is_told_to_try
 
 def verified(db: Connection, id: int) -> Any:
     return db.execute("SELECT state, overlap, recall FROM nv_embed.reembedding_status WHERE id = %s", [id]).fetchone()
+
+
+def awaited(db: Connection, table: str) -> bool:
+    """Whether anybody waits for a lock on a table."""
+    return bool(one(db, "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = %s::regclass)", [table]))
+
+
+def test_readers_do_not_wait_while_pieces_that_go_are_being_indexed(db: Connection, connect: Callable[..., Connection]) -> None:
+    declare(db, rows=10)
+    id = reembed(db, chunk_tokens=8)
+    chunks = one(db, "SELECT chunks::text FROM nv_embed.generation WHERE chunks IS NOT NULL")
+    indexing, cancelling, reader = connect(), connect(), connect()
+    indexing.execute(f"BEGIN; LOCK TABLE {chunks} IN SHARE UPDATE EXCLUSIVE MODE")  # as CREATE INDEX CONCURRENTLY and VACUUM do
+    ending = threading.Thread(target=cancelling.execute, args=("SELECT nv_embed.cancel(%s)", [id]))
+    ending.start()
+    try:
+        assert eventually(lambda: awaited(reader, chunks))
+        reader.execute("SET lock_timeout = '10 s'")
+        for _ in range(20):
+            assert one(reader, "SELECT count(*) FROM docs") == 10
+    finally:
+        indexing.execute("COMMIT")
+        ending.join(60)
+    assert not ending.is_alive()
+    assert state(db) == "cancelled"
+
+
+def test_a_worker_that_waits_for_a_table_holds_nothing_that_its_holder_takes_away(db: Connection, connect: Callable[..., Connection]) -> None:
+    declare(db, rows=10)
+    reembed(db, chunk_tokens=8)
+    generation = one(db, "SELECT max(id) FROM nv_embed.generation")
+    while one(db, "SELECT nv_embed.backfill_step(%s)", [generation]) is not None:
+        pass
+    keys, ids = db.execute("SELECT array_agg(key), array_agg(id) FROM nv_embed.claim(ARRAY[%s]::bigint[], 5, '1 min')", [generation]).fetchone() or ()
+    db.execute("INSERT INTO nv_embed.backfill (generation) VALUES (%s)", [generation])
+    write = "SELECT nv_embed.write_back_chunks(%s, %s, %s, %s::bytea[], '{}'::int[], '{}'::int[], '{}'::int[], '{}'::text[])"
+    calls: list[tuple[str, list[Any]]] = [(write, [generation, keys, ids, [None] * len(keys)]), ("SELECT nv_embed.backfill_step(%s)", [generation])]
+    for call, arguments in calls:
+        holder = connect()
+        holder.execute("BEGIN; LOCK TABLE docs IN ACCESS EXCLUSIVE MODE")
+        worker = threading.Thread(target=connect().execute, args=(call.encode(), arguments))
+        worker.start()
+        try:
+            assert eventually(lambda: awaited(db, "docs"))
+            holder.execute("SET LOCAL lock_timeout = '10 s'")
+            holder.execute("DELETE FROM nv_embed.job WHERE generation = %s", [generation])
+            holder.execute("DELETE FROM nv_embed.backfill WHERE generation = %s", [generation])
+        finally:
+            holder.execute("ROLLBACK")
+            worker.join(60)
+        assert not worker.is_alive()
+
+
+@EXTENSION
+def test_an_autovacuum_of_the_table_holds_up_no_re_embedding(db: Connection, cluster: Cluster, own_database: str) -> None:
+    declare(db, rows=20000)
+    with cluster.connect(own_database) as superuser:
+        superuser.execute("ALTER SYSTEM SET autovacuum_naptime = '1 s'")
+        superuser.execute("SELECT pg_reload_conf()")
+        try:
+            # It begins at once, and takes minutes.
+            db.execute("ALTER TABLE docs SET (autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1, autovacuum_vacuum_threshold = 1)")
+            db.execute("UPDATE docs SET body = body || '!'")
+            vacuuming = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'autovacuum worker' AND query LIKE '%VACUUM%public.docs%')"
+            assert eventually(lambda: bool(one(db, vacuuming)), 120)
+            db.execute("SELECT nv_embed.lock_briefly(ARRAY['docs'::regclass], '30 s')")
+        finally:
+            superuser.execute("ALTER SYSTEM RESET autovacuum_naptime")
+            superuser.execute("SELECT pg_reload_conf()")
 
 
 def test_neighbours_that_do_not_stay_keep_it_from_being_ready(db: Connection, dsn: str, sidecar: Sidecar) -> None:
