@@ -453,7 +453,8 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.cut_from(nv_embed.generation) IS 'The generation whose vectors begin with those of this one, or NULL.';
 
--- $1 is the generation. Rows that somebody holds are left out.
+-- $1 is the generation. Rows that somebody holds are left out. A key's text has collation "C", which the key's column must not be compared by: that is not
+-- its index's order, and where the column has a collation of its own, it is neither's.
 CREATE OR REPLACE FUNCTION nv_embed.lock_step_sql(id bigint, is_first boolean) RETURNS text
 LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
@@ -464,7 +465,7 @@ DECLARE
 BEGIN
     RETURN format(
         $sql$
-            WITH step AS MATERIALIZED (%s),
+            WITH step AS MATERIALIZED (SELECT s.key COLLATE pg_catalog."default" AS key, s.awaits, s.place FROM (%s) AS s),
             held AS MATERIALIZED (SELECT f.key FROM step AS f JOIN %s AS t ON %s WHERE f.awaits FOR NO KEY UPDATE OF t SKIP LOCKED)
             SELECT ARRAY(SELECT key FROM held), ARRAY(SELECT key FROM step WHERE awaits AND $1 IS NOT NULL),
                 (SELECT key FROM step ORDER BY place DESC LIMIT 1), (SELECT pg_catalog.count(*) FROM step)

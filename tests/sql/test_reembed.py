@@ -124,6 +124,20 @@ def test_a_narrower_generation_of_the_same_model_is_cut_without_a_call(
     assert db.execute("SELECT storage, rows, embedded, blank, pending FROM nv_embed.status").fetchall() == [("vector", 1202, 1200, 2, 0)]
 
 
+@pytest.mark.parametrize("collation", ["default", "C", "de-x-icu"])
+def test_keys_of_any_collation_are_cut(db: Connection, dsn: str, counter: Counter, client: Client, collation: str) -> None:
+    db.execute(f'ALTER TABLE docs ALTER id TYPE text COLLATE "{collation}"')
+    declare(db, dim=512)
+    drain(dsn, counter.address)
+    counter.pages.clear()
+    id = reembed(db, dim=384)
+    with working(dsn, counter.address):
+        advance(db, id)
+    assert counter.pages == []
+    db.execute("SELECT nv_embed.cut_over(%s)", [id])
+    assert right(db, client, 384) == 50
+
+
 def test_a_row_whose_vector_is_stale_is_embedded_and_not_cut(db: Connection, dsn: str, sidecar: Sidecar, counter: Counter, client: Client) -> None:
     declare(db, dim=512)
     drain(dsn, sidecar.address)
