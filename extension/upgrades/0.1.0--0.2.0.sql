@@ -40,6 +40,7 @@ DROP FUNCTION nv_embed.check_may_fill(regclass, name);
 DROP FUNCTION nv_embed.write_sql(bigint);
 DROP FUNCTION nv_embed.pages_sql(bigint, text);
 DROP FUNCTION nv_embed.declare_embedding(regclass, text, name, int, text, text, text, text);
+DROP FUNCTION nv_embed.key_columns(regclass);
 DROP FUNCTION nv_embed.search_sql(regclass, name, int, int, text);
 DROP FUNCTION @extschema@.nv_search(anyelement, vector, int, name, int, boolean, real, text);
 DROP FUNCTION @extschema@.nv_search(anyelement, text, int, name, int, boolean, real, text);

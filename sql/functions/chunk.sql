@@ -33,7 +33,7 @@ BEGIN
         RETURN format('(%I.%I IS NOT NULL)', alias, g.target);
     END IF;
     RETURN format(
-        'EXISTS (SELECT FROM %s AS nv_embed_chunk WHERE %s)', nv_embed.qualified(g.chunks), nv_embed.same_key_sql(e.relation, 'nv_embed_chunk', alias)
+        'EXISTS (SELECT FROM %s AS nv_embed_chunk WHERE %s)', nv_embed.qualified(g.chunks), nv_embed.same_key_sql(e.relation, 'nv_embed_chunk', quote_ident(alias))
     );
 END
 $$;
@@ -162,7 +162,7 @@ DECLARE
     chunks CONSTANT text := nv_embed.qualified(g.chunks);
     sees_row CONSTANT text := format(
         'EXISTS (SELECT FROM %s AS nv_embed_row WHERE %s)', nv_embed.qualified(e.relation),
-        nv_embed.same_key_sql(e.relation, 'nv_embed_row', (SELECT c.relname FROM pg_class AS c WHERE c.oid = g.chunks))
+        nv_embed.same_key_sql(e.relation, 'nv_embed_row', (SELECT quote_ident(c.relname) FROM pg_class AS c WHERE c.oid = g.chunks))
     );
     keeper CONSTANT name := (SELECT pg_get_userbyid(c.relowner) FROM pg_class AS c WHERE c.oid = 'nv_embed.job'::regclass);
     owner CONSTANT name := (SELECT pg_get_userbyid(c.relowner) FROM pg_class AS c WHERE c.oid = g.chunks);

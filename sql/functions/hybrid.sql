@@ -133,7 +133,7 @@ BEGIN
             LIMIT %13$s
         $sql$,
         t.qualified, depth, target, filter, t.columns, t.key, t.own, E'\n' || document || E'\n', nv_embed.matches_sql(t.relation, document, filter), rrf_k,
-        (SELECT string_agg(format('(d.hit).%I %s (m.hit).%1$I', c.column_name, c.equals), ' AND ' ORDER BY c.place) FROM nv_embed.key_columns(t.relation) AS c),
+        nv_embed.same_key_sql(t.relation, '(d.hit)', '(m.hit)'),
         (SELECT string_agg(format('(f.hit).%I', c.column_name), ', ' ORDER BY c.place) FROM nv_embed.key_columns(t.relation) AS c), k, '@extschema@.nv_search'
     );
 END

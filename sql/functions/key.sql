@@ -4,20 +4,26 @@
 -- which takes milliseconds.
 
 CREATE OR REPLACE FUNCTION nv_embed.key_columns(relation regclass)
-RETURNS TABLE (place bigint, column_name name, type text, equals text)
+RETURNS TABLE (place bigint, column_name name, type text, compared text, equals text)
 LANGUAGE plpgsql STABLE STRICT ROWS 2
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- The operator is the key index's own, written with its schema: '=' for citext, say, lives where the extension was put.
+    -- The operator is the key index's own, written with its schema: '=' for citext, say, lives where the extension was put. There somebody may have put
+    -- another one for a domain over citext, which would be the nearer match. So both sides are to be cast to the very type that the operator takes, which
+    -- costs nothing and keeps the index. Where that is a pseudo-type, as for enums, the operator is pg_catalog's, where nobody puts others.
     RETURN QUERY
-    SELECT k.place, a.attname, format('%I.%I', y.nspname, t.typname), format('OPERATOR(%I.%s)', n.nspname, o.oprname)
+    SELECT k.place, a.attname, format('%I.%I', y.nspname, t.typname),
+        CASE p.typtype WHEN 'p' THEN format('%I.%I', y.nspname, t.typname) ELSE format('%I.%I', q.nspname, p.typname) END,
+        format('OPERATOR(%I.%s)', n.nspname, o.oprname)
     FROM pg_index AS i
     CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) WITH ORDINALITY AS k (attnum, opclass, place)
     JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
     JOIN pg_type AS t ON t.oid = a.atttypid
     JOIN pg_namespace AS y ON y.oid = t.typnamespace
     JOIN pg_opclass AS c ON c.oid = k.opclass
+    JOIN pg_type AS p ON p.oid = c.opcintype
+    JOIN pg_namespace AS q ON q.oid = p.typnamespace
     JOIN pg_amop AS m
         ON m.amopfamily = c.opcfamily AND m.amoplefttype = c.opcintype AND m.amoprighttype = c.opcintype AND m.amopstrategy = 3
     JOIN pg_operator AS o ON o.oid = m.amopopr
@@ -26,9 +32,9 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.key_columns(regclass) IS 'Columns of the primary key in order, each with its type and the operator that compares it.';
+COMMENT ON FUNCTION nv_embed.key_columns(regclass) IS 'Columns of the primary key in order, each with its type, and the type as which it is compared by which operator.';
 
--- Names alone, from two catalogs: a statement that writes asks for this several times, and key_columns() reads nine.
+-- Names alone, from two catalogs: a statement that writes asks for this several times, and key_columns() reads more.
 CREATE OR REPLACE FUNCTION nv_embed.key_sql(relation regclass, alias name) RETURNS text
 LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
@@ -46,24 +52,28 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.key_sql(regclass, name) IS 'An SQL expression: the primary key of a row, each column as text, in an array that is written as text.';
 
-CREATE OR REPLACE FUNCTION nv_embed.same_key_sql(relation regclass, one name, other name) RETURNS text
+CREATE OR REPLACE FUNCTION nv_embed.same_key_sql(relation regclass, one text, other text) RETURNS text
 LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN (
-        SELECT string_agg(format('%I.%I %s %I.%2$I', one, k.column_name, k.equals, other), ' AND ' ORDER BY k.place) FROM nv_embed.key_columns(relation) AS k
+        SELECT string_agg(format('%s.%I::%s %s %s.%2$I::%3$s', one, k.column_name, k.compared, k.equals, other), ' AND ' ORDER BY k.place)
+        FROM nv_embed.key_columns(relation) AS k
     );
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.same_key_sql(regclass, name, name) IS 'An SQL condition: a row and a piece, or two rows, have the same primary key.';
+COMMENT ON FUNCTION nv_embed.same_key_sql(regclass, text, text)
+    IS 'An SQL condition: a row and a piece, or two rows, have the same primary key. They are SQL expressions, such as quoted aliases.';
 
 CREATE OR REPLACE FUNCTION nv_embed.matched_sql(relation regclass, alias name) RETURNS text
 LANGUAGE sql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 RETURN (
-    SELECT string_agg(format('t.%I %s (%I.key::pg_catalog.text[])[%s]::%s', k.column_name, k.equals, alias, k.place, k.type), ' AND ' ORDER BY k.place)
+    SELECT string_agg(
+        format('t.%I::%s %s (%I.key::pg_catalog.text[])[%s]::%s::%2$s', k.column_name, k.compared, k.equals, alias, k.place, k.type), ' AND ' ORDER BY k.place
+    )
     FROM nv_embed.key_columns(relation) AS k
 );
 

@@ -170,7 +170,7 @@ BEGIN
         $sql$,
         t.columns, t.qualified, score, nv_embed.rendered((nv_embed.declaration(g.id)).e.source, 'nv_embed_best'), t.key, ranked_by,
         t.own, g.target, distance, nv_embed.qualified(g.chunks), passes,
-        (SELECT string_agg(format('%s.%I %s nv_embed_chunk.%2$I', t.own, c.column_name, c.equals), ' AND ' ORDER BY c.place) FROM nv_embed.key_columns(t.relation) AS c),
+        nv_embed.same_key_sql(t.relation, t.own, 'nv_embed_chunk'),
         first, candidates, k
     );
 END

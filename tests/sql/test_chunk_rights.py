@@ -136,6 +136,30 @@ def test_nothing_of_the_owners_runs_with_the_rights_of_the_triggers_owner(app: C
     assert one(app, "SELECT count(*) FROM docs WHERE id = 1") == 1
 
 
+def test_an_operator_of_the_owners_is_not_taken_for_the_one_of_the_keys_type(
+    app: Connection, connect: Callable[..., Connection], client: Client
+) -> None:
+    """One for a domain comes before the one for its base type, where both are in one schema."""
+    connect().execute("CREATE EXTENSION citext SCHEMA public")
+    app.execute("CREATE SEQUENCE calls; CREATE DOMAIN mail AS citext; CREATE TABLE docs (id mail PRIMARY KEY, body text)")
+    app.execute(
+        "CREATE FUNCTION spy(mail, mail) RETURNS boolean LANGUAGE plpgsql"
+        " AS 'BEGIN PERFORM nextval(''public.calls''); RETURN $1::public.citext OPERATOR(public.=) $2::public.citext; END';"
+        "CREATE OPERATOR = (LEFTARG = mail, RIGHTARG = mail, FUNCTION = spy, MERGES, HASHES)"
+    )
+    app.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384, mode => 'async', chunk_tokens => 20)")
+    app.execute("INSERT INTO docs VALUES ('One', 'first'), ('two', 'second')")
+    embed(app, client)
+    app.execute("UPDATE docs SET id = 'three', body = 'third' WHERE id::citext = 'ONE'; DELETE FROM docs WHERE id::citext = 'TWO'")
+    embed(app, client)
+    assert not one(app, "SELECT is_called FROM calls")
+    asked = question(client, "third")
+    assert one(app, "SELECT (hit).id FROM nv_search(NULL::docs, %s::vector)", [asked]) == "three"
+    assert one(app, "SELECT (hit).id FROM nv_hybrid_search(NULL::docs, 'third', embedding => %s::vector)", [asked]) == "three"
+    assert app.execute("SELECT id, rows, embedded FROM docs_embedding_chunk, nv_embed.status").fetchall() == [("three", 1, 1)]
+    assert not one(app, "SELECT is_called FROM calls")
+
+
 def test_the_counting_trigger_serves_no_other_table(app: Connection, client: Client) -> None:
     app.execute("CREATE TABLE docs (id int PRIMARY KEY, body text); CREATE TABLE other (seq int)")
     app.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384, chunk_tokens => 20)")
