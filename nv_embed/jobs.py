@@ -22,11 +22,11 @@ from psycopg.pq import Format
 
 Connection = psycopg.Connection[Any]
 
-# Keys and texts must not depend on how a session likes its numbers, dates and hours. What the user's own triggers change while vectors are written is
-# queued, whatever mode is declared, and a lane does not wait long for a lock.
+# Keys and texts must not depend on how a session likes its numbers, dates, hours and bytes. What the user's own triggers change
+# while vectors are written is queued, whatever mode is declared, and a lane does not wait long for a lock.
 SESSION = """
     SET extra_float_digits = 3; SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET timezone = 'UTC';
-    SET nv_embed.mode = 'async'; SET lock_timeout = '500ms'
+    SET bytea_output = 'hex'; SET nv_embed.mode = 'async'; SET lock_timeout = '500ms'
 """
 
 RELEASE_PAUSES_S = (0.0, 0.02, 0.05)

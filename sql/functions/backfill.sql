@@ -138,6 +138,7 @@ SET extra_float_digits = 3
 SET datestyle = 'ISO, YMD'
 SET intervalstyle = 'postgres'
 SET timezone = 'UTC'
+SET bytea_output = 'hex'
 AS $$
 DECLARE
     b CONSTANT nv_embed.backfill := nv_embed.take_step(generation);
@@ -187,6 +188,7 @@ SET extra_float_digits = 3
 SET datestyle = 'ISO, YMD'
 SET intervalstyle = 'postgres'
 SET timezone = 'UTC'
+SET bytea_output = 'hex'
 AS $$
 DECLARE
     b CONSTANT nv_embed.backfill := nv_embed.take_step(generation);
@@ -213,6 +215,7 @@ SET extra_float_digits = 3
 SET datestyle = 'ISO, YMD'
 SET intervalstyle = 'postgres'
 SET timezone = 'UTC'
+SET bytea_output = 'hex'
 AS $$
 DECLARE
     held CONSTANT regclass := nv_embed.hold_generation(generation);

@@ -488,6 +488,7 @@ SET extra_float_digits = 3
 SET datestyle = 'ISO, YMD'
 SET intervalstyle = 'postgres'
 SET timezone = 'UTC'
+SET bytea_output = 'hex'
 AS $$
 DECLARE
     declared CONSTANT record := nv_embed.declaration(generation);

@@ -257,7 +257,7 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.wake() IS 'Tells the workers that there are jobs, once this transaction commits, if any worker waits to hear of it.';
 
--- Keys and texts must not depend on how a session likes its numbers, dates and hours. Nothing of the user's runs in here.
+-- Keys and texts must not depend on how a session likes its numbers, dates, hours and bytes. Nothing of the user's runs in here.
 CREATE OR REPLACE FUNCTION nv_embed.queue_written_rows() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -265,6 +265,7 @@ SET extra_float_digits = 3
 SET datestyle = 'ISO, YMD'
 SET intervalstyle = 'postgres'
 SET timezone = 'UTC'
+SET bytea_output = 'hex'
 AS $$
 DECLARE
     e nv_embed.embedding := nv_embed.find_declared(TG_ARGV[0]::bigint, TG_ARGV[1]::int, TG_RELID, TG_NAME, TG_OP);

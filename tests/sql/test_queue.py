@@ -111,6 +111,21 @@ def test_a_row_that_changes_while_it_waits_is_one_job_and_goes_to_the_end(docs: 
     assert numbers(docs)["pending"] == 2
 
 
+def test_sessions_of_any_taste_queue_a_row_by_one_key(db: Connection) -> None:
+    db.execute("CREATE TABLE docs (id bytea, at timestamptz, span interval, n float8, body text, PRIMARY KEY (id, at, span, n))")
+    db.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384, mode => 'async')")
+    db.execute("INSERT INTO docs VALUES ('\\x00ff5c', '2026-02-03 04:05:06.789', '-1 year 2 days -3 hours', 0.1::float8 + 0.2, 'text')")
+    queued = one(db, "SELECT key FROM nv_embed.job")
+    db.execute("SET LOCAL bytea_output = 'escape'; SET LOCAL datestyle = 'SQL, DMY'; SET LOCAL timezone = 'Asia/Kolkata'")
+    db.execute("SET LOCAL intervalstyle = 'sql_standard'; SET LOCAL extra_float_digits = 0")
+    db.execute("UPDATE docs SET body = 'another'")
+    assert db.execute("SELECT key FROM nv_embed.job").fetchall() == [(queued,)]
+    db.execute("DELETE FROM nv_embed.job; SELECT nv_embed.refresh('docs')")
+    assert db.execute("SELECT key FROM nv_embed.job").fetchall() == [(queued,)]
+    db.execute("DELETE FROM docs")
+    assert one(db, "SELECT count(*) FROM nv_embed.job") == 0
+
+
 def test_a_text_that_becomes_blank_needs_no_vector_and_loses_the_one_it_had(docs: Connection, client: Client) -> None:
     docs.execute("INSERT INTO docs VALUES (1, 'a', 'b'), (2, 'c', 'd')")
     docs.execute("UPDATE docs SET title = '', body = NULL WHERE id = 1")
