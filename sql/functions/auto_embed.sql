@@ -399,9 +399,6 @@ COMMENT ON FUNCTION nv_embed.refresh(regclass, name)
 
 CREATE OR REPLACE FUNCTION nv_embed.fill_or_queue(e nv_embed.embedding, g nv_embed.generation) RETURNS bigint
 LANGUAGE plpgsql
-SET extra_float_digits = 3
-SET datestyle = 'ISO, YMD'
-SET intervalstyle = 'postgres'
 AS $$
 DECLARE
     mode CONSTANT pg_catalog.text := CASE WHEN nv_embed.effective_mode(e.mode) OPERATOR(pg_catalog.=) 'off' THEN e.mode ELSE nv_embed.effective_mode(e.mode) END;

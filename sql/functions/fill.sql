@@ -1,8 +1,8 @@
 -- fill: give rows their vectors.
 --
--- A cursor hands out the rows that await a vector, by pages of a thousand; each page is embedded in one call and written in one statement by primary
--- key. Both statements are built as text, because tables and columns are the user's, and run with the rights and the search_path of whoever wrote the
--- rows, since their table may have triggers of its own. Hence the division here: what builds a statement pins its search_path; what runs one does not,
+-- A cursor hands out the rows that await a vector, by pages of a thousand; each page is embedded in one call, compared with its rows and
+-- written, by primary key. The statements are built as text, because tables and columns are the user's, and run with the rights and the search_path of whoever
+-- wrote the rows, since their table may have triggers of its own. Hence the division here: what builds a statement pins its search_path; what runs one does not,
 -- and names everything with its schema.
 --
 -- Old and new rows of an UPDATE are paired by their order in the transition tables, not by key: the key itself may have changed.
@@ -150,39 +150,83 @@ $$;
 COMMENT ON FUNCTION nv_embed.pages_sql(bigint, text)
     IS 'A query: pages of rows to embed, with their keys, the texts they read, and those texts again but NULL for a row without content.';
 
+CREATE OR REPLACE FUNCTION nv_embed.unchanged_sql(e nv_embed.embedding, g nv_embed.generation) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- A row that is to be written is held, so that it reads the same when it is. Whoever writes pieces need not be allowed to hold rows, and does it for rows
+    -- alone that the same transaction wrote.
+    --
+    -- LIMIT tells the planner how many rows there are, so that it finds a few by the primary key's index and does not read the table for them. Arrays are
+    -- unnested in the select list, which streams; in FROM they would be written to a temporary file first.
+    RETURN format(
+        'SELECT ARRAY(SELECT f.place FROM (SELECT pg_catalog.unnest($1) AS key, pg_catalog.unnest($2) AS text,'
+        ' pg_catalog.generate_series(1, pg_catalog.cardinality($1)) AS place LIMIT pg_catalog.cardinality($1)) AS f'
+        ' JOIN %s AS t ON %s AND %s OPERATOR(pg_catalog.=) f.text%s)',
+        nv_embed.qualified(e.relation), nv_embed.matched_sql(e.relation, 'f'), nv_embed.rendered(e.source, 't'),
+        CASE WHEN g.chunks IS NULL THEN ' FOR NO KEY UPDATE OF t' ELSE '' END
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.unchanged_sql(nv_embed.embedding, nv_embed.generation)
+    IS 'A statement: the places of those rows of a page that still read the same; its parameters are keys and texts.';
+
 CREATE OR REPLACE FUNCTION nv_embed.write_sql(e nv_embed.embedding, g nv_embed.generation) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- LIMIT tells the planner how many rows there are, so that it finds a few by the primary key's index and does not read the table for them. Arrays are
-    -- unnested in the select list, which streams; in FROM they would be written to a temporary file first.
     RETURN format(
         'UPDATE %s AS t SET %I = f.vector::%s'
-        ' FROM (SELECT pg_catalog.unnest($1) AS key, pg_catalog.unnest($2) AS text, pg_catalog.unnest($3) AS vector LIMIT pg_catalog.cardinality($1)) AS f'
-        ' WHERE %s AND %s OPERATOR(pg_catalog.=) f.text',
-        nv_embed.qualified(e.relation), g.target, nv_embed.type_sql(g.storage, g.dim), nv_embed.matched_sql(e.relation, 'f'), nv_embed.rendered(e.source, 't')
+        ' FROM (SELECT pg_catalog.unnest($1) AS key, pg_catalog.unnest($2) AS vector,'
+        ' pg_catalog.generate_series(1, pg_catalog.cardinality($1)) AS place LIMIT pg_catalog.cardinality($1)) AS f'
+        ' WHERE f.place OPERATOR(pg_catalog.=) ANY ($3) AND %s',
+        nv_embed.qualified(e.relation), g.target, nv_embed.type_sql(g.storage, g.dim), nv_embed.matched_sql(e.relation, 'f')
     );
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.write_sql(nv_embed.embedding, nv_embed.generation) IS 'A statement: write a page''s vectors; its parameters are keys, texts and vectors.';
+COMMENT ON FUNCTION nv_embed.write_sql(nv_embed.embedding, nv_embed.generation)
+    IS 'A statement: write a page''s vectors; its parameters are keys, vectors and the places of the rows that are written.';
 
-CREATE OR REPLACE FUNCTION nv_embed.unchanged_sql(e nv_embed.embedding) RETURNS text
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
+-- Keys and texts must not depend on how a session likes its numbers, dates, hours and bytes; what the user's triggers make of the same must. So these two,
+-- which read rows, pin such settings, and what writes them does not. A key that was written by these settings is read as the same by any.
+
+CREATE OR REPLACE FUNCTION nv_embed.next_page(pages refcursor, OUT keys text[], OUT texts text[], OUT contents text[])
+LANGUAGE plpgsql
+SET extra_float_digits = 3
+SET datestyle = 'ISO, YMD'
+SET intervalstyle = 'postgres'
+SET timezone = 'UTC'
+SET bytea_output = 'hex'
 AS $$
 BEGIN
-    RETURN format(
-        'SELECT ARRAY(SELECT f.place FROM (SELECT pg_catalog.unnest($1) AS key, pg_catalog.unnest($2) AS text,'
-        ' pg_catalog.generate_series(1, pg_catalog.cardinality($1)) AS place LIMIT pg_catalog.cardinality($1)) AS f'
-        ' JOIN %s AS t ON %s AND %s OPERATOR(pg_catalog.=) f.text)',
-        nv_embed.qualified(e.relation), nv_embed.matched_sql(e.relation, 'f'), nv_embed.rendered(e.source, 't')
-    );
+    FETCH pages INTO keys, texts, contents;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.unchanged_sql(nv_embed.embedding) IS 'A query: the places of those rows of a page that still read the same; its parameters are keys and texts.';
+COMMENT ON FUNCTION nv_embed.next_page(refcursor) IS 'The next page of a cursor over pages_sql; NULL where there is none.';
+
+CREATE OR REPLACE FUNCTION nv_embed.unchanged(e nv_embed.embedding, g nv_embed.generation, keys text[], texts text[]) RETURNS int[]
+LANGUAGE plpgsql
+SET extra_float_digits = 3
+SET datestyle = 'ISO, YMD'
+SET intervalstyle = 'postgres'
+SET timezone = 'UTC'
+SET bytea_output = 'hex'
+AS $$
+DECLARE
+    places pg_catalog.int4[];
+BEGIN
+    EXECUTE nv_embed.unchanged_sql(e, g) INTO places USING keys, texts;
+    RETURN places;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.unchanged(nv_embed.embedding, nv_embed.generation, text[], text[])
+    IS 'The places of those rows of a page that still read the same; where they have a column for their vectors, they are held.';
 
 CREATE OR REPLACE FUNCTION nv_embed.fill(generation bigint, pages refcursor, embeds boolean, OUT awaiting bigint, OUT written bigint)
 LANGUAGE plpgsql STRICT
@@ -197,8 +241,8 @@ BEGIN
     awaiting := 0;
     written := 0;
     LOOP
-        FETCH pages INTO page;
-        EXIT WHEN NOT FOUND;
+        page := nv_embed.next_page(pages);
+        EXIT WHEN page.keys IS NULL;
         IF g.chunks IS NULL THEN
             page_written := nv_embed.fill_page(e, g, page.keys, page.texts, CASE WHEN embeds THEN page.contents END);
         ELSE
@@ -221,7 +265,7 @@ DECLARE
     vectors CONSTANT pg_catalog.text[] := CASE WHEN contents IS NOT NULL THEN nv_embed.embed_passages(contents, g.dim, g.model, g.revision, e.truncate) END;
     written bigint;
 BEGIN
-    EXECUTE nv_embed.write_sql(e, g) USING keys, texts, vectors;
+    EXECUTE nv_embed.write_sql(e, g) USING keys, vectors, nv_embed.unchanged(e, g, keys, texts);
     GET DIAGNOSTICS written = ROW_COUNT;
     RETURN written;
 END
@@ -235,9 +279,8 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
     pieces CONSTANT record := nv_embed.embed_chunks(texts, e.chunk_tokens, e.chunk_overlap, g.dim, g.model, g.revision);
-    unchanged pg_catalog.int4[];
+    unchanged CONSTANT pg_catalog.int4[] := nv_embed.unchanged(e, g, keys, texts);
 BEGIN
-    EXECUTE nv_embed.unchanged_sql(e) INTO unchanged USING keys, texts;
     EXECUTE nv_embed.write_chunks_sql(g.id) USING keys, pieces.places, pieces.starts, pieces.ends, pieces.vectors, unchanged;
     RETURN pg_catalog.cardinality(unchanged);
 END
@@ -260,12 +303,8 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.refuse_hidden_rows(regclass, bigint) IS 'Raises the error for rows that their writer may not see.';
 
--- Keys and texts must not depend on how a session likes its numbers and dates.
 CREATE OR REPLACE FUNCTION nv_embed.fill_written_rows() RETURNS trigger
 LANGUAGE plpgsql
-SET extra_float_digits = 3
-SET datestyle = 'ISO, YMD'
-SET intervalstyle = 'postgres'
 AS $$
 DECLARE
     id CONSTANT bigint := TG_ARGV[0];

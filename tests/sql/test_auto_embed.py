@@ -124,6 +124,36 @@ def test_sessions_of_any_taste_find_rows_by_numbers_and_dates(db: Connection) ->
     assert one(db, "SELECT count(embedding) FROM docs") == 1
 
 
+def test_sessions_of_any_taste_embed_one_text_and_their_triggers_see_their_own(db: Connection) -> None:
+    db.execute("CREATE TABLE docs (id bytea PRIMARY KEY, at timestamptz, span interval, touched text)")
+    db.execute("CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.touched := concat(NEW.at, NEW.id); RETURN NEW; END $$")
+    db.execute("CREATE TRIGGER touch BEFORE UPDATE ON docs FOR EACH ROW EXECUTE FUNCTION touch()")
+    db.execute("SELECT nv_embed.auto_embed('docs', '{at} {span} {id}', dim => 384)")
+    db.execute("SET LOCAL datestyle = 'SQL, DMY'; SET LOCAL timezone = 'Asia/Kolkata'")
+    db.execute("SET LOCAL intervalstyle = 'sql_standard'; SET LOCAL bytea_output = 'escape'")
+    db.execute("INSERT INTO docs VALUES ('key', '2026-02-03 04:05:06Z', '-1 year 2 days -3 hours')")
+    text = "2026-02-03 04:05:06+00 -1 years +2 days -03:00:00 \\x6b6579"
+    for refreshed in (False, True):
+        if refreshed:
+            db.execute(
+                "ALTER TABLE docs DISABLE TRIGGER USER; UPDATE docs SET embedding = NULL, touched = NULL; ALTER TABLE docs ENABLE TRIGGER USER"
+            )
+            assert one(db, "SELECT nv_embed.refresh('docs')") == 1
+        stored, touched = db.execute("SELECT embedding::text, touched FROM docs").fetchone() or ()
+        assert cosine(parsed(stored), parsed(one(db, "SELECT nv_embed(%s, 384)", [text]))) > 0.9999
+        assert touched == "03/02/2026 09:35:06 ISTkey"
+
+
+def test_a_row_is_held_from_when_its_text_is_compared_until_its_vector_is_written(connect: Callable[..., Connection]) -> None:
+    writer, other = connect(), connect()
+    writer.execute("CREATE TABLE docs (id int PRIMARY KEY, body text); SELECT nv_embed.auto_embed('docs', '{body}', dim => 384)")
+    writer.execute("INSERT INTO docs VALUES (1, 'a'), (2, 'b')")
+    declared = "nv_embed.find_embedding('docs', 'embedding'), nv_embed.live_generation('docs', 'embedding')"
+    with writer.transaction():
+        assert one(writer, f"SELECT nv_embed.unchanged({declared}, ARRAY['{{1}}', '{{2}}'], ARRAY['not a', 'b'])") == [2]
+        assert other.execute("SELECT id FROM docs FOR UPDATE SKIP LOCKED").fetchall() == [(1,)]
+
+
 def test_columns_of_any_collation_and_name_can_be_sources(db: Connection) -> None:
     db.execute("CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false)")
     db.execute('CREATE TABLE docs (id int PRIMARY KEY, title text COLLATE nocase, body text COLLATE "C", t int, f int, n int)')
