@@ -740,7 +740,7 @@ $$;
 COMMENT ON FUNCTION nv_embed.exchange(nv_embed.embedding, bigint, bigint, interval)
     IS 'Makes another generation the live one: catalog, columns'' names and triggers, at once.';
 
--- With its owner's rights: nobody else may say that present vectors are of another text.
+-- With its owner's rights: nobody else may say that present vectors are of another text. Anybody may call it, so a row of which it says nothing new is not locked.
 CREATE OR REPLACE FUNCTION nv_embed.declare_live(embedding bigint) RETURNS void
 LANGUAGE sql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -748,7 +748,8 @@ AS $$
     UPDATE nv_embed.embedding AS e
     SET source = g.source, chunk_tokens = g.chunk_tokens, chunk_overlap = g.chunk_overlap
     FROM nv_embed.generation AS g
-    WHERE e.id = declare_live.embedding AND g.embedding = e.id AND g.state = 'live';
+    WHERE e.id = declare_live.embedding AND g.embedding = e.id AND g.state = 'live'
+        AND (e.source, e.chunk_tokens, e.chunk_overlap) IS DISTINCT FROM (g.source, g.chunk_tokens, g.chunk_overlap);
 $$;
 
 COMMENT ON FUNCTION nv_embed.declare_live(bigint) IS 'Has a declaration say the texts and pieces of its live generation.';

@@ -281,6 +281,20 @@ def test_a_cut_over_is_refused_while_rows_lack_their_vectors(db: Connection, dsn
     assert one(db, "SELECT dim FROM nv_embed.status") == 512
 
 
+def test_nobody_can_hold_a_cut_over_up_by_calling_what_it_calls(
+    db: Connection, connect: Callable[..., Connection], dsn: str, sidecar: Sidecar
+) -> None:
+    declare(db)
+    id = reembed(db, dim=512)
+    with working(dsn, sidecar.address):
+        advance(db, id)
+    with connect("app").transaction() as transaction:
+        transaction.connection.execute("SELECT nv_embed.declare_live(id) FROM nv_embed.embedding")
+        db.execute("SET lock_timeout = '5 s'")
+        db.execute("SELECT nv_embed.cut_over(%s)", [id])
+    assert one(db, "SELECT dim FROM nv_embed.status") == 512
+
+
 def test_a_declaration_can_be_dropped_while_its_table_is_re_embedded(db: Connection, dsn: str, sidecar: Sidecar) -> None:
     declare(db)
     reembed(db, dim=512)
