@@ -1,5 +1,6 @@
 -- worker: signs of life.
 
+-- Any role may write lines here and clear dead ones away, and then keep its transaction open: no line is waited for.
 CREATE OR REPLACE FUNCTION nv_embed.beat(id bigint, name text, is_waiting boolean, rates jsonb) RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -9,12 +10,15 @@ DECLARE
 BEGIN
     UPDATE nv_embed.worker AS w
     SET seen_at = clock_timestamp(), is_waiting = beat.is_waiting, rates = beat.rates
-    WHERE w.id = beat.id AND w.name = beat.name
+    WHERE w.id = (
+        SELECT s.id FROM nv_embed.worker AS s WHERE s.id = beat.id AND s.name = beat.name AND s.role_name = current_user FOR UPDATE SKIP LOCKED
+    )
     RETURNING w.id INTO known;
     IF known IS NULL THEN
         INSERT INTO nv_embed.worker (name, is_waiting, rates) VALUES (beat.name, beat.is_waiting, beat.rates) RETURNING worker.id INTO known;
     END IF;
-    DELETE FROM nv_embed.worker AS w WHERE w.seen_at < clock_timestamp() - interval '1 minute';
+    DELETE FROM nv_embed.worker AS w
+    WHERE w.id = ANY (ARRAY(SELECT s.id FROM nv_embed.worker AS s WHERE s.seen_at < clock_timestamp() - interval '1 minute' FOR UPDATE SKIP LOCKED));
     PERFORM nv_embed.fold_tally();
     RETURN known;
 END

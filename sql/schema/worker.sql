@@ -69,5 +69,7 @@ CREATE POLICY readable ON nv_embed.worker FOR SELECT USING (true);
 CREATE POLICY written_by_itself ON nv_embed.worker USING (role_name = current_user)
     WITH CHECK (role_name = current_user AND seen_at <= clock_timestamp());
 CREATE POLICY cleared_when_dead ON nv_embed.worker FOR DELETE USING (seen_at < clock_timestamp() - interval '1 minute');
+-- FOR UPDATE SKIP LOCKED finds those that nobody is clearing away.
+CREATE POLICY locked_when_dead ON nv_embed.worker FOR UPDATE USING (seen_at < clock_timestamp() - interval '1 minute') WITH CHECK (false);
 GRANT SELECT, DELETE ON nv_embed.worker TO PUBLIC;
 GRANT INSERT (name, is_waiting, rates), UPDATE (seen_at, is_waiting, rates) ON nv_embed.worker TO PUBLIC;

@@ -382,3 +382,20 @@ def test_status_and_failures_show_what_their_reader_owns(connect: Callable[..., 
         superuser.execute("ALTER TABLE docs OWNER TO app")
     assert app.execute("SELECT rows, failed FROM nv_embed.status").fetchall() == [(1, 1)]
     assert one(app, "SELECT nv_embed.retry()") == 1
+
+
+def test_who_drops_a_declaration_waits_for_nobody_who_writes_to_another_table(connect: Callable[..., Connection]) -> None:
+    owner, writer = connect(), connect()
+    for table in ("docs", "other"):
+        owner.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, body text)")
+        owner.execute("SELECT nv_embed.auto_embed(%s, '{body}', dim => 384, mode => 'async')", [table])
+        owner.execute(f"INSERT INTO {table} VALUES (1, 'x'); INSERT INTO {table} VALUES (2, 'y')")
+    tried = "SELECT n / 1e5 AS seed, setseed(n / 1e5), random() FROM generate_series(1, 100000) AS n"
+    folding = one(writer, f"SELECT seed FROM ({tried}) AS s WHERE random < 0.001 LIMIT 1")
+    with writer.transaction():
+        writer.execute("SELECT setseed(%s)", [folding])
+        writer.execute("INSERT INTO docs VALUES (3, 'z')")
+        assert one(writer, "SELECT count(*) FROM nv_embed.tally WHERE generation = (SELECT min(id) FROM nv_embed.generation)") == 1
+        owner.execute("SET lock_timeout = '5 s'")
+        owner.execute("SELECT nv_embed.drop_auto_embed('other')")
+    assert owner.execute("SELECT relation::text, rows FROM nv_embed.status").fetchall() == [("docs", 3)]

@@ -708,6 +708,21 @@ def test_a_role_that_may_not_embed_for_a_table_changes_nothing_of_its_rate_and_w
     assert own.execute("SELECT name FROM nv_embed.worker").fetchall() == [("there",)]
 
 
+def test_lines_that_another_role_keeps_locked_hold_no_worker_up(own: Connection, site: Site) -> None:
+    worker = site.connect()
+    own.execute("INSERT INTO docs VALUES (1, 't', 'x'); INSERT INTO docs VALUES (2, 't', 'y')")
+    own.execute("SELECT nv_embed.beat(NULL, 'dead', false, '{}')")
+    first = one(worker, "SELECT nv_embed.beat(NULL, 'here', true, '{}')")
+    worker.execute("UPDATE nv_embed.worker SET seen_at = now() - interval '2 min'; SET lock_timeout = '5 s'")
+    own.execute("BEGIN; DELETE FROM nv_embed.worker; DELETE FROM nv_embed.tally")
+    assert one(worker, "SELECT nv_embed.beat(%s, 'here', true, '{}')", [first]) != first
+    own.execute("ROLLBACK")
+    worker.execute("SELECT nv_embed.beat(NULL, 'there', true, '{}')")
+    assert worker.execute("SELECT name FROM nv_embed.worker ORDER BY 1").fetchall() == [("here",), ("there",)]
+    assert one(worker, "SELECT count(*) FROM nv_embed.tally") == 1
+    assert status(own) == (2, 0, 2, 0)
+
+
 def test_a_table_that_has_become_slow_to_write_is_held_for_moments_only(docs: Connection, site: Site) -> None:
     with site.worker(lanes=1):
         for first, last in ((1, 600), (601, 601)):
