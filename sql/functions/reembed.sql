@@ -905,11 +905,7 @@ CROSS JOIN LATERAL (
     FROM nv_embed.tally AS s WHERE s.generation = n.id
 ) AS t
 CROSS JOIN LATERAL (SELECT count(*) AS failed FROM nv_embed.job AS j WHERE j.generation = n.id AND j.retry_at = 'infinity') AS f
-CROSS JOIN LATERAL (
-    SELECT coalesce(sum((s.rates ->> n.id::text)::float8), 0) AS rate
-    FROM nv_embed.living_workers() AS s
-    WHERE nv_embed.may_embed(s.role_name, e.relation)
-) AS w
+CROSS JOIN LATERAL (SELECT nv_embed.rate(n.id, e.relation) AS rate) AS w
 WHERE nv_embed.owns(e.relation) OR (SELECT nv_embed.is_worker());
 
 COMMENT ON VIEW nv_embed.reembedding_status IS 'How far each re-embedding is; those that ended stand there too.';

@@ -27,11 +27,7 @@ LEFT JOIN LATERAL (
         (SELECT min(j.queued_at) FROM nv_embed.job AS j WHERE j.generation = g.id AND j.retry_at < 'infinity')
     ) AS queued_at
 ) AS q ON true
-CROSS JOIN LATERAL (
-    SELECT coalesce(sum((s.rates ->> g.id::text)::float8), 0) AS rate
-    FROM nv_embed.living_workers() AS s
-    WHERE nv_embed.may_embed(s.role_name, e.relation)
-) AS w
+CROSS JOIN LATERAL (SELECT nv_embed.rate(g.id, e.relation) AS rate) AS w
 WHERE g.id IN (SELECT nv_embed.visible_generations()) AND EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid = e.relation);
 
 COMMENT ON VIEW nv_embed.status IS 'How far each embedding is; counts are exact and cost no look at the table. NULL is what a new declaration has not counted yet.';

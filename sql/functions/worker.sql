@@ -49,3 +49,16 @@ END
 $$;
 
 COMMENT ON FUNCTION nv_embed.living_workers() IS 'Workers that gave a sign of life in the last 15 seconds; none on a standby.';
+
+-- What an owner's worker says is shown to all who see the owner's tables. A rate of next to nothing would make an eta that no interval holds.
+CREATE OR REPLACE FUNCTION nv_embed.rate(generation bigint, relation regclass) RETURNS double precision
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT coalesce(sum(s.rate) FILTER (WHERE s.rate >= 0.001), 0)
+    FROM (
+        SELECT (w.rates ->> generation::text)::numeric AS rate FROM nv_embed.living_workers() AS w WHERE nv_embed.may_embed(w.role_name, relation)
+    ) AS s;
+END;
+
+COMMENT ON FUNCTION nv_embed.rate(bigint, regclass) IS 'Rows a second that the workers of a table embed now; less than one in a thousand seconds is none.';

@@ -10,7 +10,10 @@ CREATE UNLOGGED TABLE nv_embed.worker (
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     seen_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
     is_waiting boolean NOT NULL DEFAULT false,
-    rates      jsonb NOT NULL DEFAULT '{}'
+    rates      jsonb NOT NULL DEFAULT '{}' CHECK (
+        pg_catalog.jsonb_typeof(rates) = 'object'
+        AND NOT pg_catalog.jsonb_path_exists(rates, 'strict $.* ? (@.type() != "number" || @ < 0 || @ > 1e9)')
+    )
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_scale_factor = 0);
 
 COMMENT ON TABLE nv_embed.worker IS 'Workers that have shown up in the last minute.';

@@ -723,6 +723,18 @@ def test_lines_that_another_role_keeps_locked_hold_no_worker_up(own: Connection,
     assert status(own) == (2, 0, 2, 0)
 
 
+@pytest.mark.parametrize("rates", ["[1]", '{"7": "abc"}', '{"7": null}', '{"7": [1]}', '{"7": -1}', '{"7": 1e300}'])
+def test_a_rate_that_is_no_number_of_rows_is_refused(own: Connection, rates: str) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation):
+        own.execute("SELECT nv_embed.beat(NULL, 'here', false, %s)", [rates])
+
+
+def test_a_rate_of_next_to_nothing_is_none(own: Connection, site: Site) -> None:
+    own.execute("INSERT INTO docs VALUES (1, 't', 'x')")
+    own.execute("SELECT nv_embed.beat(NULL, 'here', false, jsonb_build_object(id::text, 1e-400)) FROM nv_embed.generation")
+    assert site.connect().execute("SELECT pending, rate, eta FROM nv_embed.status").fetchall() == [(1, 0, None)]
+
+
 def test_a_table_that_has_become_slow_to_write_is_held_for_moments_only(docs: Connection, site: Site) -> None:
     with site.worker(lanes=1):
         for first, last in ((1, 600), (601, 601)):
