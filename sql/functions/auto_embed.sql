@@ -300,7 +300,8 @@ $$;
 COMMENT ON FUNCTION nv_embed.declare_embedding(regclass, text, name, int, text, text, text, int, int, text)
     IS 'Writes a declaration: the catalog''s rows, the target column or the chunk table, and the triggers.';
 
--- A declaration holds the lock that adding a column takes, so it looks at no more than a few rows. A larger table is counted and queued by the workers.
+-- A declaration holds the lock that adding a column takes, so it looks at no more than a few rows. A larger table is counted and queued by the workers. So is
+-- one that is declared in a snapshot of its own: it lacks rows that were committed before the lock.
 CREATE OR REPLACE FUNCTION nv_embed.begin_backfill(relation regclass, target name) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -311,7 +312,7 @@ DECLARE
     existing bigint;
 BEGIN
     EXECUTE format('SELECT count(*) FROM (SELECT FROM %s LIMIT %s) AS s', nv_embed.qualified(relation), few + 1) INTO existing;
-    IF existing <= few THEN
+    IF existing <= few AND current_setting('transaction_isolation') = 'read committed' THEN
         PERFORM nv_embed.count_rows(id);
         RETURN false;
     END IF;
@@ -388,7 +389,11 @@ BEGIN
         END IF;
         -- Rows that came where no trigger saw them, by a partition that was attached for instance, are counted too.
         PERFORM nv_embed.count_rows(g.id);
-        DELETE FROM nv_embed.backfill AS b WHERE b.generation OPERATOR(pg_catalog.=) g.id;
+        -- A transaction that has a snapshot of its own and has begun the backfill itself, too, may not see all rows.
+        DELETE FROM nv_embed.backfill AS b
+        WHERE b.generation OPERATOR(pg_catalog.=) g.id
+            AND (pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.=) 'read committed'
+                OR pg_catalog.age(b.xmin) OPERATOR(pg_catalog.>) 0);
     END LOOP;
     RETURN live_found;
 END

@@ -309,6 +309,7 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.queue_written_rows() IS 'Statement trigger: keeps jobs and tally in step with what an INSERT, UPDATE or DELETE did.';
 
+-- TRUNCATE takes also what a transaction with a snapshot of its own does not see, neither rows nor what the tally says of them: a worker counts anew then.
 CREATE OR REPLACE FUNCTION nv_embed.queue_nothing() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -319,7 +320,12 @@ DECLARE
 BEGIN
     FOR g IN SELECT * FROM nv_embed.kept_generations(e.id) LOOP
         DELETE FROM nv_embed.job AS j WHERE j.generation = g.id;
-        DELETE FROM nv_embed.backfill AS b WHERE b.generation = g.id;
+        IF current_setting('transaction_isolation') = 'read committed' THEN
+            DELETE FROM nv_embed.backfill AS b WHERE b.generation = g.id;
+        ELSE
+            INSERT INTO nv_embed.backfill (generation) VALUES (g.id) ON CONFLICT (generation) DO UPDATE SET after = NULL, counted = false;
+            PERFORM nv_embed.wake();
+        END IF;
         IF g.chunks IS NOT NULL THEN
             PERFORM nv_embed.check_chunks(e, g);
             EXECUTE format('TRUNCATE %s', nv_embed.qualified(g.chunks));

@@ -735,6 +735,41 @@ def test_a_rate_of_next_to_nothing_is_none(own: Connection, site: Site) -> None:
     assert site.connect().execute("SELECT pending, rate, eta FROM nv_embed.status").fetchall() == [(1, 0, None)]
 
 
+@pytest.mark.parametrize("then", ["", "SELECT nv_embed.refresh('docs')"])
+def test_rows_that_a_declaration_does_not_see_in_its_snapshot_are_embedded_all_the_same(site: Site, client: Client, then: str) -> None:
+    db, writer = site.connect(), site.connect()
+    db.execute(DOCS)
+    with db.transaction():
+        db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+        writer.execute("INSERT INTO docs VALUES (1, 't', 'x')")
+        db.execute(DECLARE)
+        db.execute(then)
+    site.drain()
+    assert (fresh(db, client), status(db)) == (1, (1, 1, 0, 0))
+
+
+def test_a_refresh_in_a_snapshot_that_sees_all_rows_ends_a_backfill(site: Site) -> None:
+    db = site.connect()
+    db.execute("SET default_transaction_isolation = 'repeatable read'")
+    db.execute(DOCS)
+    db.execute(DECLARE)
+    assert one(db, "SELECT backfilling FROM nv_embed.status") is True
+    db.execute("SELECT nv_embed.refresh('docs')")
+    assert one(db, "SELECT backfilling FROM nv_embed.status") is False
+
+
+def test_rows_that_a_truncate_does_not_see_in_its_snapshot_are_counted_no_more(docs: Connection, site: Site) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 't', 'x'), (2, 't', 'y')")
+    site.drain()
+    with docs.transaction():
+        docs.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+        site.connect().execute("INSERT INTO docs VALUES (3, 't', 'z'), (4, 't', ' ')")
+        docs.execute("TRUNCATE docs")
+    site.drain()
+    assert status(docs) == (0, 0, 0, 0)
+    assert one(docs, "SELECT coverage FROM nv_embed.status") == 1
+
+
 def test_a_table_that_has_become_slow_to_write_is_held_for_moments_only(docs: Connection, site: Site) -> None:
     with site.worker(lanes=1):
         for first, last in ((1, 600), (601, 601)):
