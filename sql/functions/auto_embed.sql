@@ -20,6 +20,16 @@ BEGIN
         RAISE EXCEPTION '% is not a table', nv_embed.qualified(relation)
             USING ERRCODE = '42809', HINT = 'declare the table that a view or a foreign table reads';
     END IF;
+    -- A statement fires the triggers of the table that it names, and of no other.
+    IF c.relispartition THEN
+        RAISE EXCEPTION '% is a partition', nv_embed.qualified(relation)
+            USING ERRCODE = '0A000', DETAIL = 'What is written through its parent would not be seen.',
+                HINT = format('declare %s', nv_embed.qualified(pg_partition_root(relation)));
+    END IF;
+    IF c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = relation) THEN
+        RAISE EXCEPTION 'other tables inherit from %', nv_embed.qualified(relation)
+            USING ERRCODE = '0A000', DETAIL = 'What is written to them would not be seen.', HINT = 'declare a partitioned table, or one without children';
+    END IF;
     IF NOT nv_embed.owns(relation) THEN
         RAISE EXCEPTION 'must be owner of table %', nv_embed.qualified(relation)
             USING ERRCODE = '42501', HINT = format('its owner is %I', pg_get_userbyid(c.relowner));

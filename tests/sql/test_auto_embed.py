@@ -367,6 +367,18 @@ def test_dropping_the_declaration_keeps_the_vectors_unless_told_otherwise(docs: 
         ("CREATE TABLE t (id int PRIMARY KEY, body text)", "'t', '{body}', truncate => 'MIDDLE'", "22023", "truncate 'MIDDLE' is unknown"),
         ("CREATE TABLE t (id int PRIMARY KEY, body text, embedding text)", "'t', '{body}'", "42804", "is a pg_catalog.text"),
         ("CREATE TABLE t (id int PRIMARY KEY, body text, embedding halfvec(512))", "'t', '{body}', dim => 384", "42804", "halfvec(512)"),
+        (
+            "CREATE TABLE p (id int PRIMARY KEY, body text) PARTITION BY RANGE (id); CREATE TABLE t PARTITION OF p FOR VALUES FROM (0) TO (9)",
+            "'t', '{body}'",
+            "0A000",
+            "public.t is a partition",
+        ),
+        (
+            "CREATE TABLE t (id int PRIMARY KEY, body text); CREATE TABLE heir () INHERITS (t)",
+            "'t', '{body}'",
+            "0A000",
+            "other tables inherit from public.t",
+        ),
         ("CREATE TABLE t (id int[] PRIMARY KEY, body text)", "'t', '{body}'", "0A000", "contains an array"),
     ],
 )
