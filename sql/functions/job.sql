@@ -532,6 +532,9 @@ BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'nv_embed.wait() cannot see what workers do in a % transaction', current_setting('transaction_isolation')
             USING ERRCODE = '25001', HINT = 'wait in a read committed transaction';
+    ELSIF generation NOT IN (SELECT nv_embed.visible_generations()) THEN
+        RAISE EXCEPTION 'role % does not see which rows of % await their vectors', quote_ident(current_user), nv_embed.qualified(relation)
+            USING ERRCODE = '42501', HINT = 'wait as the owner of the table, or as a member of nv_embed_worker';
     END IF;
     LOOP
         IF NOT nv_embed.is_pending(generation) THEN

@@ -384,6 +384,17 @@ def test_status_and_failures_show_what_their_reader_owns(connect: Callable[..., 
     assert one(app, "SELECT nv_embed.retry()") == 1
 
 
+def test_only_those_who_see_the_queue_can_wait_for_it(connect: Callable[..., Connection]) -> None:
+    owner, app = connect(), connect("app")
+    owner.execute(DOCS)
+    owner.execute(DECLARE)
+    owner.execute("GRANT SELECT, INSERT ON docs TO app")
+    app.execute("INSERT INTO docs VALUES (1, 'a', 'b')")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="role app does not see"):
+        app.execute("SELECT nv_embed.wait('docs')")
+    assert one(owner, "SELECT nv_embed.wait('docs', timeout => '0')") is False
+
+
 def test_who_drops_a_declaration_waits_for_nobody_who_writes_to_another_table(connect: Callable[..., Connection]) -> None:
     owner, writer = connect(), connect()
     for table in ("docs", "other"):
