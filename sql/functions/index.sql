@@ -112,8 +112,11 @@ BEGIN
     IF dim NOT BETWEEN 1 AND g.dim THEN
         RAISE EXCEPTION 'column % holds % dimensions, not %', quote_ident(g.target), g.dim, dim
             USING ERRCODE = '22023', HINT = format('give a dim of at most %s, or none', g.dim);
-    ELSIF dim <> ALL (nv_embed.model_dims(g)) THEN
-        PERFORM nv_embed.identify(dim, g.model);
+    ELSIF dim < g.dim THEN
+        -- What is stored whole needs no sidecar, which may be away.
+        IF dim <> ALL (nv_embed.model_dims(g)) THEN
+            PERFORM nv_embed.identify(dim, g.model);
+        END IF;
     END IF;
 END
 $$;

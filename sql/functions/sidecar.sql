@@ -50,8 +50,8 @@ BEGIN
     RETURN ARRAY(
         SELECT g.dim UNION SELECT d FROM nv_embed.models() AS m, unnest(m.trained_dims || m.declared_dims) AS d WHERE m.name = g.model AND d < g.dim
     );
-EXCEPTION WHEN system_error THEN
-    RETURN ARRAY[g.dim]; -- the sidecar is away
+EXCEPTION WHEN system_error OR insufficient_resources OR invalid_authorization_specification THEN
+    RETURN ARRAY[g.dim]; -- the sidecar is away, full, or does not know us
 END
 $$;
 

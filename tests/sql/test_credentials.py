@@ -90,6 +90,18 @@ def test_no_token_or_a_wrong_one_is_sqlstate_28000_and_is_not_quoted(db: Connect
     assert "nve_wrong" not in f"{raised.value}{raised.value.diag.context}{raised.value.diag.message_detail}"
 
 
+def test_vectors_are_searched_and_measured_though_the_sidecar_refuses_the_database(db: Connection, guarded: Guarded) -> None:
+    db.execute(CONFIGURE, guarded.shown)
+    db.execute("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    db.execute("SELECT nv_embed.auto_embed('docs', '{body}', dim => 384); INSERT INTO docs VALUES (1, 'hello')")
+    asked = one(db, "SELECT nv_embed_query('hello', 384)::text")
+    db.execute(CONFIGURE, {**guarded.shown, "token": "nve_wrong"})
+    for dim in (None, 384):
+        assert one(db, "SELECT (hit).id FROM nv_search(NULL::docs, %s::vector, dim => %s)", [asked, dim]) == 1
+    widths = db.execute("SELECT DISTINCT dim FROM nv_embed.storage_report('docs') WHERE dim IS NOT NULL").fetchall()
+    assert widths == [(384,)]
+
+
 def test_a_session_takes_another_token_as_soon_as_it_is_configured(connect: Callable[..., Connection], guarded: Guarded) -> None:
     owner, app = connect(), connect("app")
     owner.execute(CONFIGURE, {**guarded.shown, "token": "nve_wrong"})
