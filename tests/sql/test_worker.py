@@ -773,7 +773,7 @@ def test_rows_that_a_truncate_does_not_see_in_its_snapshot_are_counted_no_more(d
 def test_a_table_that_has_become_slow_to_write_is_held_for_moments_only(docs: Connection, site: Site) -> None:
     with site.worker(lanes=1):
         for first, last in ((1, 600), (601, 601)):
-            docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(%s, %s) AS n", [first, last])
+            docs.execute("INSERT INTO docs SELECT n, 't', 'body ' || n FROM generate_series(%s::int, %s::int) AS n", [first, last])
             assert one(docs, "SELECT nv_embed.wait('docs', timeout => '30 s')")
         # As a graph of vectors makes it.
         docs.execute("""
