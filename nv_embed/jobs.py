@@ -9,7 +9,7 @@ In:  a connection of the worker's, in autocommit mode      Out: `Job`s and their
 
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -28,6 +28,9 @@ SESSION = """
     SET extra_float_digits = 3; SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET timezone = 'UTC';
     SET bytea_output = 'hex'; SET nv_embed.mode = 'async'; SET lock_timeout = '500ms'
 """
+
+KEEPALIVES: Mapping[str, Any] = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000}
+"""Of a connection, as libpq takes it: a server that has gone without a word holds a thread for some seconds, not for hours."""
 
 RELEASE_PAUSES_S = (0.0, 0.02, 0.05)
 """Before each try to release jobs that another worker may hold for a moment."""

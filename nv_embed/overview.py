@@ -24,6 +24,7 @@ from psycopg.rows import DictRow, dict_row
 from sqlalchemy.exc import TimeoutError as NoConnection
 
 from nv_embed.errors import DeadlineExceeded, EmbedError, EngineFailure, InvalidInput, Overloaded, Unavailable
+from nv_embed.jobs import KEEPALIVES
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +35,6 @@ CONNECTIONS = 3
 CONNECT_S = 5
 WAIT_S = 5.0
 """For a connection to be free."""
-
-KEEPALIVES: Mapping[str, Any] = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000}
-"""A server that has gone without a word holds a thread for some seconds, not for hours."""
 
 STATEMENT_MS = 5000
 FRESH_S = 1.0

@@ -23,7 +23,7 @@ from nv_embed.client import Client
 from nv_embed.counts import Counts
 from nv_embed.credentials import Credentials
 from nv_embed.errors import EmbedError, InvalidInput
-from nv_embed.jobs import Queue
+from nv_embed.jobs import KEEPALIVES, Queue
 from nv_embed.lanes import Lane, Pace, first_line
 from nv_embed.tracing import Tracing
 
@@ -244,7 +244,7 @@ class Watch:
 
 def connect(database_url: str, **settings: Any) -> "psycopg.Connection[tuple[Any, ...]]":
     """Of several hosts the one that can be written to; a standby is refused, since nothing can be claimed there. Settings are those of libpq."""
-    ours = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "nv-embed worker", "target_session_attrs": "read-write"}
+    ours = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "nv-embed worker", "target_session_attrs": "read-write", **KEEPALIVES}
     return psycopg.connect(database_url, autocommit=True, **{**ours, **settings})
 
 

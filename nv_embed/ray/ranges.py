@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import psycopg
 
-from nv_embed.jobs import Generation, Job, Queue
+from nv_embed.jobs import KEEPALIVES, Generation, Job, Queue
 from nv_embed.lanes import GIVES_WAY
 
 SHORTEST_LOOK_S, LONGEST_LOOK_S = 0.05, 1.0
@@ -84,4 +84,4 @@ class Ranges:
 
 
 def connect(database_url: str) -> Queue:
-    return Queue(psycopg.connect(database_url, autocommit=True, connect_timeout=10, application_name="nv-embed ray"))
+    return Queue(psycopg.connect(database_url, autocommit=True, connect_timeout=10, application_name="nv-embed ray", **KEEPALIVES))

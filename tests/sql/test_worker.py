@@ -2,6 +2,8 @@
 Workers: the real sidecar, the real database, and what goes wrong between them.
 """
 
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +32,7 @@ from nv_embed.cluster import Cluster
 from nv_embed.jobs import Queue
 from nv_embed.lanes import FIRST_JOBS, Lane
 from nv_embed.proto.nv_embed_pb2_grpc import EmbedderStub
-from nv_embed.worker import Settings, Worker
+from nv_embed.worker import Settings, Worker, connect
 
 pytestmark = BOTH
 
@@ -458,6 +460,12 @@ def test_a_worker_that_dies_loses_nothing(docs: Connection, site: Site, client: 
     with site.worker():
         assert one(docs, "SELECT nv_embed.wait('docs', timeout => '30 s')")
     assert fresh(docs, client) == 50
+
+
+def test_a_database_whose_host_has_vanished_holds_a_lane_for_seconds(site: Site) -> None:
+    with connect(site.dsn) as connection, socket.socket(fileno=os.dup(connection.fileno())) as opened:
+        assert opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
+        assert opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 5
 
 
 def test_a_job_that_another_worker_looks_at_is_given_back_all_the_same(docs: Connection, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
