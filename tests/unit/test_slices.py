@@ -18,7 +18,7 @@ def write(slices: Slices, count: int, row_s: float, generation: int = 1) -> list
 
 
 def test_the_first_rows_are_few_and_more_follow_as_it_goes_well() -> None:
-    assert write(Slices(), 500, QUICK_S)[:5] == [FIRST_ROWS, 8, 16, 31, 56]
+    assert write(Slices(), 500, QUICK_S)[:5] == [FIRST_ROWS, 8, 16, 32, 63]
 
 
 def test_no_more_are_written_than_the_time_allows() -> None:
