@@ -11,6 +11,7 @@ In:  texts      Out: `Page`s of raw float32 rows, or arrays
 
 import os
 import socket
+import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -140,6 +141,7 @@ class Client:
             self._channel = grpc.insecure_channel(channels.target(endpoint), options=channels.options(endpoint))
         else:
             self._channel = grpc.secure_channel(channels.target(endpoint), credentials, options=channels.options(endpoint))
+        self._is_one_of_many = channels.may_be_many(endpoint)
         self._pages_under_way = min(PAGES_UNDER_WAY * channels.count(endpoint), MOST_PAGES_UNDER_WAY)
         self._stub = EmbedderStub(self._channel)
 
@@ -266,14 +268,23 @@ class Client:
     def _begin(self, method: Any, request: Any, start: int = 0, timeout_s: float | None = None) -> "_Call":
         timeout = self.timeout_s if timeout_s is None else timeout_s
         metadata = (*self._metadata, *self._trace())
-        return _Call(request, start, timeout, self._caller.begin(lambda: method.future(request, timeout=timeout, metadata=metadata)))
+        until = time.monotonic() + timeout
+
+        def begin() -> "grpc.Future[Any]":
+            return self._caller.begin(lambda: method.future(request, timeout=max(until - time.monotonic(), 0), metadata=metadata))
+
+        return _Call(request, start, timeout, begin, begin())
 
     def _answer(self, call: "_Call") -> Any:
         """The answer to a call, or the table's error."""
         try:
             return self._caller.wait(call.answer)
         except grpc.RpcError as error:
-            raise self._translate(error, call) from None
+            if not (self._is_one_of_many and _is_cut_off(error) and call.is_new):
+                raise self._translate(error, call) from None
+            # gRPC repeats no call whose answer has begun, as that of a sidecar may have that is killed, and none that came to one as it stopped.
+            call.is_new, call.answer = False, call.begin()
+            return self._answer(call)
         except grpc.FutureCancelledError:
             raise Unavailable(f"the call to {self._label} was cancelled", hint="try again") from None
 
@@ -298,7 +309,7 @@ class Client:
             return DeadlineExceeded(
                 f"{self._label} did not answer within {call.timeout_s:g} s", hint=hint or "send fewer texts at a time, or allow more time"
             )
-        if code == "CANCELLED" or (code == "UNAVAILABLE" and not hint):  # gRPC's own; what the sidecar itself says has a hint
+        if _is_cut_off(error):
             why, remedy = why_unconnected(error.details() or "", encrypted=self._encrypted)
             return Unavailable(f"no answer from {self._label}: {why}", hint=hint or remedy)
         if code == "UNIMPLEMENTED":
@@ -315,18 +326,27 @@ class Client:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Call:
     """A call under way.
 
     Attributes:
         start: the position of its first text among all.
+        begin: makes it again, for what is left of the time.
+        is_new: whether it was made once only.
     """
 
     request: Any
     start: int
     timeout_s: float
+    begin: Callable[[], "grpc.Future[Any]"]
     answer: "grpc.Future[Any]"
+    is_new: bool = True
+
+
+def _is_cut_off(error: Any) -> bool:
+    """Whether gRPC itself says that nobody answers; what a sidecar says has a hint. A call that we cancel ourselves has no such error."""
+    return error.code().name in {"UNAVAILABLE", "CANCELLED"} and "nv-embed-hint-bin" not in dict(error.trailing_metadata() or ())
 
 
 def check_dim(dim: int | None) -> None:

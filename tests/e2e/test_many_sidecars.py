@@ -4,6 +4,8 @@ Several sidecars behind one endpoint: one is killed, one drains, both come back,
 
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -127,6 +129,41 @@ def test_one_that_is_killed_and_one_that_drains_fail_no_statement_and_are_back_i
     assert len(load.seconds) > alone > 100
     assert numpy.quantile([seconds for _, seconds in load.seconds], 0.99) < LONGEST_S
     assert one(db, "SELECT vector_dims(nv_embed('x', 384))") == 384
+
+
+DIES_WHILE_IT_ANSWERS = """
+import os, signal, sys
+from concurrent.futures import ThreadPoolExecutor
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from nv_embed.proto import nv_embed_pb2_grpc
+
+class Embedder(nv_embed_pb2_grpc.EmbedderServicer):
+    def Embed(self, request, context):
+        context.send_initial_metadata(())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+server = grpc.server(ThreadPoolExecutor(2))
+nv_embed_pb2_grpc.add_EmbedderServicer_to_server(Embedder(), server)
+serving = health.HealthServicer()
+serving.set("nv_embed.v1.Embedder", 1)
+health_pb2_grpc.add_HealthServicer_to_server(serving, server)
+print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+server.start()
+server.wait_for_termination()
+"""
+
+
+def test_one_that_is_killed_while_it_answers_fails_no_call(sidecars: list[Sidecar]) -> None:
+    """gRPC itself repeats no call whose answer has begun."""
+    with subprocess.Popen([sys.executable, "-c", DIES_WHILE_IT_ANSWERS], stdout=subprocess.PIPE, text=True) as dying:
+        assert dying.stdout is not None
+        port = int(dying.stdout.readline())
+        with Client(f"127.0.0.1:{port},{sidecars[0].address}", timeout_s=LONGEST_S) as client:
+            try:
+                assert eventually(lambda: len(client.embed(["text"])) == 1 and dying.poll() is not None)
+            finally:
+                dying.kill()
 
 
 def test_one_whose_engine_is_broken_is_left_out(sidecars: list[Sidecar], tmp_path: Path) -> None:
