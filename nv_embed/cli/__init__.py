@@ -6,6 +6,7 @@ to stdout, what is said about them to stderr. The exit status is 0, 1 when it fa
 usage.
 """
 
+import logging
 import os
 import sys
 from typing import Annotated
@@ -65,6 +66,8 @@ def main() -> None:
     """The program. Failures that people can act upon are one line; anything else is a fault of ours and shows its traceback."""
     # gRPC writes to stderr what it makes of a handshake; we say that in one line ourselves.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # So does psycopg, of a connection that Ctrl-C has met in the middle of a statement.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
     try:
         app(prog_name="nv-embed")
     except Exception as error:
