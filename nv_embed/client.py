@@ -141,7 +141,7 @@ class Client:
             self._channel = grpc.insecure_channel(channels.target(endpoint), options=channels.options(endpoint))
         else:
             self._channel = grpc.secure_channel(channels.target(endpoint), credentials, options=channels.options(endpoint))
-        self._is_one_of_many = channels.may_be_many(endpoint)
+        self._may_be_many = channels.may_be_many(endpoint)
         self._pages_under_way = min(PAGES_UNDER_WAY * channels.count(endpoint), MOST_PAGES_UNDER_WAY)
         self._stub = EmbedderStub(self._channel)
 
@@ -280,7 +280,7 @@ class Client:
         try:
             return self._caller.wait(call.answer)
         except grpc.RpcError as error:
-            if not (self._is_one_of_many and _is_cut_off(error) and call.is_new):
+            if not (self._may_be_many and _is_cut_off(error) and call.is_new):
                 raise self._translate(error, call) from None
             # gRPC repeats no call whose answer has begun, as that of a sidecar may have that is killed, and none that came to one as it stopped.
             call.is_new, call.answer = False, call.begin()
