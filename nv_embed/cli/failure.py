@@ -39,10 +39,11 @@ def explain(error: Exception) -> str | None:
 
 
 def _postgres_says(error: "psycopg.Error") -> str:
-    """Message and hint of a server's error; of a connection that failed, its first reason."""
-    message, hint = error.diag.message_primary, error.diag.message_hint
+    """Message, detail and hint of a server's error; of a connection that failed, its first reason."""
+    message, detail, hint = error.diag.message_primary, error.diag.message_detail, error.diag.message_hint
     if message:
-        return f"{message} ({hint})" if hint else message
+        said = f"{message}: {detail.removesuffix('.')}" if detail else message
+        return f"{said} ({hint})" if hint else said
     said = str(error).strip()
     return said.splitlines()[0] if said else type(error).__name__
 

@@ -92,6 +92,15 @@ def test_a_re_embedding_that_was_rolled_back_does_not_go_on(db: Connection, url:
     assert live(db) == (384, "halfvec")
 
 
+def test_a_refused_cut_over_says_how_many_rows_stand_in_its_way(db: Connection, url: str, sidecar: Sidecar, program: Program) -> None:
+    with working(url, sidecar.address):
+        succeeded(program("reembed", "docs", "--dim", "512", "--no-cut-over", "--yes", "--database-url", url))
+    db.execute("INSERT INTO docs SELECT 1000, 'brings one along', embedding FROM docs WHERE id = 1; UPDATE nv_embed.job SET retry_at = 'infinity'")
+    said = failed(program("cut-over", "docs", "--database-url", url))
+    assert "the generation to be live: 0 wait for a worker, 1 failed, 0 were never queued (see that a worker runs" in said
+    assert live(db) == (384, "halfvec")
+
+
 def test_nobody_is_asked_who_is_not_there(db: Connection, url: str, program: Program) -> None:
     assert "give --yes" in failed(program("reembed", "docs", "--dim", "512", "--database-url", url))
     assert one(db, "SELECT count(*) FROM nv_embed.reembedding") == 0
