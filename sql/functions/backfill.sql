@@ -22,13 +22,14 @@ BEGIN
         $sql$
             INSERT INTO nv_embed.tally (generation, rows, blank, vectors)
             SELECT $1, c.rows - s.rows, c.blank - s.blank, c.vectors - s.vectors
-            FROM (SELECT count(*) AS rows, count(*) FILTER (WHERE NOT %s) AS blank, count(*) FILTER (WHERE %s) AS vectors FROM %s AS t) AS c,
+            FROM (SELECT count(*) AS rows, count(*) FILTER (WHERE NOT (%1$s OR %2$s)) AS blank, count(*) FILTER (WHERE %3$s) AS vectors FROM %4$s AS t) AS c,
                 (
                     SELECT coalesce(sum(rows), 0) AS rows, coalesce(sum(blank), 0) AS blank, coalesce(sum(vectors), 0) AS vectors
                     FROM nv_embed.tally WHERE generation = $1
                 ) AS s
         $sql$,
-        nv_embed.has_content(e.source, 't'), nv_embed.has_vector_sql(e, g, 't'), nv_embed.qualified(e.relation)
+        nv_embed.has_content(e.source, 't'), CASE WHEN g.chunks IS NULL THEN nv_embed.has_vector_sql(e, g, 't') ELSE 'false' END,
+        nv_embed.has_vector_sql(e, g, 't'), nv_embed.qualified(e.relation)
     ) USING generation;
 END
 $$;

@@ -66,7 +66,8 @@ BEGIN
                     is_blank OR $2 = 'sync' AND (is_new_text OR key <> old_key) AS is_settled,
                     NOT is_blank AND (is_new_text OR had_vector AND NOT has_vector) AS awaits
                 FROM (
-                    SELECT *, has_pieces AS had_vector, has_pieces AND key = old_key AND NOT is_blank AND (NOT is_new_text OR $2 = 'async') AS has_vector
+                    SELECT *, has_pieces AND NOT was_blank AS had_vector,
+                        has_pieces AND key = old_key AND NOT is_blank AND (NOT is_new_text OR $2 = 'async') AS has_vector
                     FROM (
                         SELECT %1$s AS key, %2$s AS old_key, %3$s <> %4$s AS is_new_text, NOT %5$s AS is_blank, NOT %6$s AS was_blank, %8$s AS has_pieces
                         FROM %7$s
@@ -106,7 +107,10 @@ BEGIN
                     RETURNING j.xmax = 0 AS is_new
                 )
                 SELECT s.*, q.*, 0 AS stale, 0 AS rare
-                FROM (SELECT count(*) AS rows, count(*) FILTER (WHERE is_blank) AS blank, count(*) FILTER (WHERE has_vector) AS vectors FROM seen) AS s,
+                FROM (
+                        SELECT count(*) AS rows, count(*) FILTER (WHERE is_blank AND NOT has_vector) AS blank, count(*) FILTER (WHERE has_vector) AS vectors
+                        FROM seen
+                    ) AS s,
                     (SELECT count(*) AS queued, count(*) FILTER (WHERE is_new) AS jobs FROM queued) AS q
             $sql$
             WHEN 'update' THEN $sql$
@@ -124,7 +128,7 @@ BEGIN
                 )
                 SELECT 0 AS rows, s.*, q.queued, q.jobs - d.jobs AS jobs, q.stale - d.stale AS stale
                 FROM (
-                        SELECT count(*) FILTER (WHERE is_blank) - count(*) FILTER (WHERE was_blank) AS blank,
+                        SELECT count(*) FILTER (WHERE is_blank AND NOT has_vector) - count(*) FILTER (WHERE was_blank AND NOT had_vector) AS blank,
                             count(*) FILTER (WHERE has_vector) - count(*) FILTER (WHERE had_vector) AS vectors,
                             count(*) FILTER (WHERE is_moved OR is_cleared) AS rare
                         FROM seen
@@ -138,7 +142,10 @@ BEGIN
                 WITH seen AS MATERIALIZED (%s),
                 settled AS (DELETE FROM nv_embed.job AS j USING seen AS s WHERE j.generation = $1 AND j.key = s.key RETURNING j.stale)
                 SELECT s.*, d.*, 0 AS queued, 0 AS rare
-                FROM (SELECT -count(*) AS rows, -count(*) FILTER (WHERE was_blank) AS blank, -count(*) FILTER (WHERE had_vector) AS vectors FROM seen) AS s,
+                FROM (
+                        SELECT -count(*) AS rows, -count(*) FILTER (WHERE was_blank AND NOT had_vector) AS blank, -count(*) FILTER (WHERE had_vector) AS vectors
+                        FROM seen
+                    ) AS s,
                     (SELECT -count(*) AS jobs, -count(*) FILTER (WHERE stale) AS stale FROM settled) AS d
             $sql$
         END,

@@ -14,7 +14,7 @@ CREATE TABLE nv_embed.tally (
 
 COMMENT ON TABLE nv_embed.tally IS 'Differences whose sums are the numbers of nv_embed.status.';
 COMMENT ON COLUMN nv_embed.tally.rows IS 'Of the user''s table.';
-COMMENT ON COLUMN nv_embed.tally.blank IS 'Rows without content, which have no vector.';
+COMMENT ON COLUMN nv_embed.tally.blank IS 'Rows without content and without a vector.';
 COMMENT ON COLUMN nv_embed.tally.vectors IS 'Rows with a vector, be it of an earlier text.';
 COMMENT ON COLUMN nv_embed.tally.jobs IS 'Jobs, those that failed included.';
 COMMENT ON COLUMN nv_embed.tally.stale IS 'Jobs of rows that have the vector of an earlier text.';

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import psycopg
 import pytest
 from conftest import Connection
@@ -19,6 +20,7 @@ from workers import drain, working
 
 from nv_embed.client import Client
 from nv_embed.cluster import Cluster
+from nv_embed.jobs import Queue
 
 pytestmark = BOTH
 
@@ -279,6 +281,26 @@ def test_a_cut_over_is_refused_while_rows_lack_their_vectors(db: Connection, dsn
     db.execute("DELETE FROM docs WHERE id = 101")
     db.execute("SELECT nv_embed.cut_over(%s, '0.2 s')", [id])
     assert one(db, "SELECT dim FROM nv_embed.status") == 512
+
+
+def test_rows_without_a_text_hold_up_no_cut_over(db: Connection, connect: Callable[..., Connection], dsn: str, sidecar: Sidecar) -> None:
+    declare(db)
+    db.execute("INSERT INTO docs SELECT 100, ' ', array_fill(0.5::real, ARRAY[384])::halfvec")
+    id = reembed(db, dim=512)
+    with working(dsn, sidecar.address):
+        advance(db, id)
+        assert one(db, "SELECT nv_embed.wait('docs', timeout => '30 s')")
+    # One generation is ahead of the other at taking the vectors away.
+    db.execute("UPDATE docs SET body = NULL WHERE id <= 3")
+    queue, following = Queue(connect()), one(db, "SELECT max(id) FROM nv_embed.generation")
+    (generation,) = (generation for generation in queue.work() if generation.id == following)
+    texts = queue.read(following, queue.claim([following], 10, 60.0), 1000)
+    assert queue.write_back(generation, texts, numpy.empty((0, 512), numpy.float32)) == 3
+    db.execute("SELECT nv_embed.cut_over(%s, '0.2 s')", [id])
+    assert db.execute("SELECT dim, rows, embedded, pending, blank, coverage FROM nv_embed.status").fetchall() == [(512, 51, 47, 0, 4, 1.0)]
+    drain(dsn, sidecar.address)
+    db.execute("SELECT nv_embed.roll_back(%s, '0.2 s')", [id])
+    assert db.execute("SELECT dim, rows, embedded, pending, blank, coverage FROM nv_embed.status").fetchall() == [(384, 51, 48, 0, 3, 1.0)]
 
 
 def test_nobody_can_hold_a_cut_over_up_by_calling_what_it_calls(
