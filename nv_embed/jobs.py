@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import psycopg
@@ -97,6 +97,18 @@ class Text:
         return [self.text] if self.pieces is None else [self.text[start:end] for start, end in self.pieces]
 
 
+class Written(NamedTuple):
+    """What came of texts whose vectors were to be written.
+
+    Attributes:
+        settled: how many have them, or need none any more.
+        unsettled: the places of those that somebody held. They are due again in a second, and can be written once more until then.
+    """
+
+    settled: int
+    unsettled: list[int]
+
+
 class VectorArray:
     """Vectors as Postgres reads them: a binary array.
 
@@ -156,20 +168,22 @@ class Queue:
         found = {place: Text(jobs[place - 1], size, text, digest) for place, size, text, digest in rows}
         return [found.get(place, Text(job)) for place, job in enumerate(jobs, 1)]
 
-    def write_back(self, generation: Generation, texts: Sequence[Text], vectors: NDArray[numpy.float32]) -> int:
-        """Write the vectors of all passages of the texts, [n, dim] of unit length. Returns how many jobs that settled."""
+    def write_back(self, generation: Generation, texts: Sequence[Text], vectors: NDArray[numpy.float32]) -> Written:
+        """Write the vectors of all passages of the texts, [n, dim] of unit length."""
         keys, ids, digests = _columns(texts)
         if generation.chunk_tokens is not None:
             pieces = [(place, start, end) for place, text in enumerate(texts, 1) for start, end in text.pieces or ()]
             places, starts, ends = ([piece[column] for piece in pieces] for column in range(3))
-            return self._count(
-                "SELECT nv_embed.write_back_chunks(%s, %s, %s, %s, %s::int[], %s::int[], %s::int[], %b)",
+            return self._written(
+                "SELECT * FROM nv_embed.write_back_chunks(%s, %s, %s, %s, %s::int[], %s::int[], %s::int[], %b)",
                 [generation.id, keys, ids, digests, places, starts, ends, self._array(generation, vectors)],
             )
         if not len(vectors):
             array: Any = [None] * len(texts)
-            return self._count("SELECT nv_embed.write_back(%s, %s, %s, %s, %s::text[])", [generation.id, keys, ids, digests, array])
-        return self._count("SELECT nv_embed.write_back(%s, %s, %s, %s, %b)", [generation.id, keys, ids, digests, self._array(generation, vectors)])
+            return self._written("SELECT * FROM nv_embed.write_back(%s, %s, %s, %s, %s::text[])", [generation.id, keys, ids, digests, array])
+        return self._written(
+            "SELECT * FROM nv_embed.write_back(%s, %s, %s, %s, %b)", [generation.id, keys, ids, digests, self._array(generation, vectors)]
+        )
 
     def give_up(self, generation: int, texts: Sequence[Text], error: str, messages: Sequence[str]) -> int:
         keys, ids, digests = _columns(texts)
@@ -217,6 +231,12 @@ class Queue:
     def _array(self, generation: Generation, vectors: NDArray[numpy.float32]) -> VectorArray:
         kind, oid = self._types[generation.storage]
         return kind(vectors, generation.storage, oid)
+
+    def _written(self, query: Any, arguments: Sequence[Any]) -> Written:
+        row = self.connection.execute(query, arguments).fetchone()
+        assert row is not None
+        settled, unsettled = row
+        return Written(settled, sorted(place - 1 for place in unsettled))
 
     def _count(self, query: Any, arguments: Sequence[Any]) -> int:
         row = self.connection.execute(query, arguments).fetchone()

@@ -7,7 +7,7 @@ Claim, read, embed with no transaction open, write back. What becomes of texts w
 - the engine failed: the batch is divided until the text is alone, which is tried again later, some times;
 - the sidecar refuses, or is away: nobody is at fault. The jobs go back as they were, and the lane waits.
 
-What becomes of rows that the database refuses is decided by its SQLSTATE: `_is_trouble`, `_is_of_table`, and whatever else is the row's.
+What becomes of rows that the database refuses is decided by its SQLSTATE (`rows.py`).
 
 In:  a database's jobs, a sidecar      Out: vectors in the user's tables
 """
@@ -25,13 +25,13 @@ from typing import NamedTuple
 
 import numpy
 import psycopg
-from numpy.typing import NDArray
 
 from nv_embed.client import Client
 from nv_embed.counts import Counts
 from nv_embed.errors import DeadlineExceeded, EmbedError, EngineFailure, InvalidInput, Unauthenticated, Unavailable
 from nv_embed.jobs import Generation, Job, Queue, Text
 from nv_embed.limits import MAX_TEXT_BYTES
+from nv_embed.rows import GIVES_WAY, MOST_ATTEMPTS, Refused, Rows, Vectors, first_line, is_trouble
 from nv_embed.slices import WRITE_S, Slices
 from nv_embed.tracing import Tracing
 
@@ -54,30 +54,11 @@ HELD_S = 1.0
 
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 
-SHORTEST_RETRY_S, LONGEST_RETRY_S = 5.0, 3600.0
-
-MOST_ATTEMPTS = 5
-"""Of a text on which the engine fails, or of a row that its table does not let be written."""
-
-WRITE_TRIES = 5
-"""Of a batch whose writing met another transaction."""
-
 SERVED_S = 10.0
 """How long to believe what models a sidecar serves."""
 
 EXCLUDED_S = 30.0
 """How long to leave a table alone that cannot be read or written at all."""
-
-GIVES_WAY = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected, psycopg.errors.LockNotAvailable)
-"""What another transaction did; trying again is all there is to do."""
-
-TROUBLE = ("08", "25006", "40", "53", "55P03", "57P", "58")
-"""How the SQLSTATEs begin of a connection, a transaction or a server in trouble, whatever is read or written."""
-
-OF_TABLE = ("3F", "42")
-"""How those begin that say the same of every row: a right is missing, or a column."""
-
-Vectors = NDArray[numpy.float32]
 
 
 class Space(NamedTuple):
@@ -99,14 +80,6 @@ class Kind(NamedTuple):
     @property
     def space(self) -> Space:
         return Space(self.model, self.revision, self.dim)
-
-
-class Refused(Exception):
-    """A table cannot be read or written at all: a right is missing, or a column."""
-
-    def __init__(self, generation: Generation, error: psycopg.Error) -> None:
-        super().__init__(f"{generation.relation}: {first_line(error)}")
-        self.generation = generation
 
 
 class Pace:
@@ -221,6 +194,11 @@ class Lane:
     def begin(self) -> None:
         """Have its patience start anew: it was idle."""
         self._well = time.monotonic()
+
+    @property
+    def _rows(self) -> Rows:
+        assert self._queue is not None
+        return Rows(self._queue, self._counts, self._slices, self._pause)
 
     @property
     def most(self) -> int:
@@ -375,28 +353,21 @@ class Lane:
         try:
             return self._queue.backfill_step(generation.id) is not None
         except psycopg.Error as error:
-            if _is_trouble(error):
+            if is_trouble(error):
                 raise
             raise Refused(generation, error) from error
 
     def _read(self, generation: Generation, jobs: list[Job]) -> list[Text]:
         """The texts that are to be embedded; what needs no embedding is dealt with."""
-        queue = self._queue
-        assert queue is not None
-        texts: list[Text] = []
-
-        def read(part: slice) -> None:
-            texts.extend(queue.read(generation.id, jobs[part], MAX_TEXT_BYTES))
-
         with self._tracing.span("read", rows=len(jobs), relation=generation.relation, generation=generation.id):
-            self._by_rows(generation, jobs, read)
+            texts = self._rows.read(generation, jobs)
         empty = [text for text in texts if text.size is None]
         if empty:
-            self._written(generation, empty, numpy.empty((0, generation.dim), numpy.float32))
+            self._write_rows(generation, empty, numpy.empty((0, generation.dim), numpy.float32))
         for text in texts:
             if text.size is not None and text.text is None:
                 message = f"{text.size:,} bytes exceed the limit of {MAX_TEXT_BYTES:,} bytes a text"
-                self._give_up(generation, text, InvalidInput(message, hint="leave a part of it out of what is embedded"))
+                self._rows.give_up(generation, text, InvalidInput(message, hint="leave a part of it out of what is embedded"))
         found = [text for text in texts if text.text is not None]
         return found if generation.chunk_tokens is None else self._cut(generation, generation.chunk_tokens, found)
 
@@ -408,7 +379,7 @@ class Lane:
             try:
                 pieces = self.client.chunk(text.text, chunk_tokens, overlap=generation.chunk_overlap, model=generation.model)
             except InvalidInput as error:
-                self._give_up(generation, text, error)
+                self._rows.give_up(generation, text, error)
             else:
                 cut.append(replace(text, pieces=tuple((piece.start_char, piece.end_char) for piece in pieces)))
         return cut
@@ -467,92 +438,30 @@ class Lane:
         error.position = None
         last = isinstance(error, InvalidInput) or (isinstance(error, EngineFailure) and text.job.attempts + 1 >= MOST_ATTEMPTS)
         if last:
-            self._give_up(generations[text.job.generation], text, error)
+            self._rows.give_up(generations[text.job.generation], text, error)
         else:
-            self._try_later(text.job, type(error).__name__, str(error))
-
-    def _give_up(self, generation: Generation, text: Text, error: EmbedError) -> None:
-        queue = self._queue
-        assert queue is not None
-
-        def give_up(_: slice) -> None:
-            failed = _in_turn(lambda: queue.give_up(generation.id, [text], type(error).__name__, [str(error)]))
-            self._counts.add(generation.id, failed=failed)
-
-        self._by_rows(generation, [text.job], give_up, f"{error}; its vector cannot be taken away: ")
-
-    def _try_later(self, job: Job, error: str, message: str) -> None:
-        assert self._queue is not None
-        retry_in_s = min(SHORTEST_RETRY_S * 2**job.attempts, LONGEST_RETRY_S) * random.uniform(1, 1.5)  # noqa: S311 - spreads the load
-        self._queue.fail(job.generation, [job], error, [message], retry_in_s)
+            self._rows.try_later(text.job, type(error).__name__, str(error))
 
     def _write(self, texts: list[Text], vectors: Vectors, generations: dict[int, Generation]) -> None:
         for id, group in groupby(texts, key=lambda text: text.job.generation):
-            left = list(group)
-            with self._tracing.span("write", rows=len(left), relation=generations[id].relation, generation=id):
-                while left:
-                    rows = self._slices.rows(id, len(left))
-                    some, left = left[:rows], left[rows:]
-                    count = _passages(some)
-                    begun = time.monotonic()
-                    self._written(generations[id], some, vectors[:count])
-                    self._slices.wrote(id, rows, time.monotonic() - begun)
-                    vectors = vectors[count:]
+            of_one = list(group)
+            count = _passages(of_one)
+            with self._tracing.span("write", rows=len(of_one), relation=generations[id].relation, generation=id):
+                self._write_rows(generations[id], of_one, vectors[:count])
+            vectors = vectors[count:]
 
-    def _written(self, generation: Generation, texts: list[Text], vectors: Vectors) -> None:
-        queue = self._queue
-        assert queue is not None
-        ends = [0, *accumulate(len(text.passages) for text in texts)]
+    def _write_rows(self, generation: Generation, texts: list[Text], vectors: Vectors) -> None:
+        written = self._rows.write(generation, texts, vectors)
+        if written.settled:
+            self._settled_at = time.monotonic()
+        if written.held:
+            self._await_held()
 
-        def write(part: slice) -> None:
-            passages = vectors[ends[part.start] : ends[part.stop]]
-            settled = _in_turn(lambda: queue.write_back(generation, texts[part], passages))
-            self._count(generation, part.stop - part.start, settled)
-
-        self._by_rows(generation, [text.job for text in texts], write)
-
-    def _by_rows(self, generation: Generation, jobs: Sequence[Job], do: Callable[[slice], None], said: str = "") -> None:
-        """Do something with rows at once, or find those which their table does not let it be done with.
-
-        Args:
-            do: takes the places of some of the jobs.
-            said: of such a row, before what the database says of it.
-        Raises:
-            Refused: it is the table, not a row.
-        """
-        parts = [slice(0, len(jobs))]
-        while parts:
-            part = parts.pop()
-            try:
-                do(part)
-            except psycopg.Error as error:
-                if _is_trouble(error):
-                    raise
-                if _is_of_table(error):
-                    raise Refused(generation, error) from error
-                if part.stop - part.start == 1:
-                    self._refuse_row(jobs[part.start], type(error).__name__, said + first_line(error))
-                else:
-                    half = (part.start + part.stop) // 2
-                    parts += [slice(half, part.stop), slice(part.start, half)]
-
-    def _count(self, generation: Generation, rows: int, settled: int) -> None:
-        """The others were held by somebody. They are due again, which one that ends with the queue waits for while anything comes of it."""
+    def _await_held(self) -> None:
+        """They are due again, which a lane that ends with the queue waits for while anything comes of it."""
         now = time.monotonic()
-        self._counts.add(generation.id, embedded=settled)
-        if settled:
-            self._settled_at = now
-        if settled < rows and (self._patience_s is None or now - self._settled_at < self._patience_s):
+        if self._patience_s is None or now - self._settled_at < self._patience_s:
             self._due_at = now + HELD_S
-
-    def _refuse_row(self, job: Job, error: str, message: str) -> None:
-        """A trigger or a constraint of the table says no. It would to taking the old vector away too, so that stays, though the row fails."""
-        assert self._queue is not None
-        if job.attempts + 1 < MOST_ATTEMPTS:
-            self._try_later(job, error, message)
-        else:
-            self._queue.fail(job.generation, [job], error, [message], None)
-            self._counts.add(job.generation, failed=1)
 
     def _adapt(self, jobs: int, seconds: float) -> None:
         """Find the size of a batch that a slow sidecar takes some seconds for."""
@@ -599,25 +508,6 @@ def space_of(generation: Generation) -> Space:
     return Space(generation.model, generation.revision, generation.dim)
 
 
-def _in_turn(write: Callable[[], int]) -> int:
-    """Again, where it met another transaction."""
-    for _ in range(WRITE_TRIES - 1):
-        try:
-            return write()
-        except GIVES_WAY:
-            time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - so that the two do not meet again
-    return write()
-
-
-def _is_trouble(error: psycopg.Error) -> bool:
-    """Whether neither a row nor its table is at fault. What has no SQLSTATE is libpq's, of a connection that broke."""
-    return error.sqlstate is None or error.sqlstate.startswith(TROUBLE)
-
-
-def _is_of_table(error: psycopg.Error) -> bool:
-    return error.sqlstate is not None and error.sqlstate.startswith(OF_TABLE)
-
-
 def _passages(texts: Sequence[Text]) -> int:
     return sum(len(text.passages) for text in texts)
 
@@ -635,8 +525,3 @@ def _complete(texts: Sequence[Text], passages: int) -> tuple[int, int]:
 def _text_at(texts: Sequence[Text], passage: int) -> int:
     """The place of the text that a passage is of, both counted from 0."""
     return bisect_right(list(accumulate(len(text.passages) for text in texts)), passage)
-
-
-def first_line(error: psycopg.Error) -> str:
-    said = error.diag.message_primary or str(error).strip()
-    return said.splitlines()[0] if said else type(error).__name__

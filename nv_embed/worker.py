@@ -24,7 +24,8 @@ from nv_embed.counts import Counts
 from nv_embed.credentials import Credentials
 from nv_embed.errors import EmbedError, InvalidInput
 from nv_embed.jobs import KEEPALIVES, Queue
-from nv_embed.lanes import Lane, Pace, first_line
+from nv_embed.lanes import Lane, Pace
+from nv_embed.rows import first_line
 from nv_embed.tracing import Tracing
 
 log = logging.getLogger(__name__)

@@ -28,10 +28,11 @@ from nv_embed.client import Client
 from nv_embed.counts import Counts
 from nv_embed.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable, UnknownModel
 from nv_embed.jobs import Generation, Job, Queue
-from nv_embed.lanes import Lane, Pace, Refused, first_line, served_by, space_of
+from nv_embed.lanes import Lane, Pace, served_by, space_of
 from nv_embed.ray.ranges import Ranges, connect
 from nv_embed.ray.settings import Settings
 from nv_embed.ray.sidecar import OwnSidecar
+from nv_embed.rows import Refused, first_line
 from nv_embed.sidecar_process import SidecarFailed
 
 log = logging.getLogger(__name__)

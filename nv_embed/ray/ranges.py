@@ -15,7 +15,7 @@ from collections.abc import Callable
 import psycopg
 
 from nv_embed.jobs import KEEPALIVES, Generation, Job, Queue
-from nv_embed.lanes import GIVES_WAY
+from nv_embed.rows import GIVES_WAY
 
 SHORTEST_LOOK_S, LONGEST_LOOK_S = 0.05, 1.0
 """How long to wait for a range that somebody else hands out just now, or for rows that another one has."""

@@ -465,16 +465,17 @@ COMMENT ON FUNCTION nv_embed.write_chunks(bigint, text[], bigint[], bytea[], int
     IS 'Locks jobs and writes the pieces of rows that still read as they were embedded; the places of those rows, and of those that are gone.';
 
 CREATE OR REPLACE FUNCTION nv_embed.write_back_chunks(
-    generation bigint, keys text[], ids bigint[], digests bytea[], places int[], starts int[], ends int[], vectors anyarray
-) RETURNS int
+    generation bigint, keys text[], ids bigint[], digests bytea[], places int[], starts int[], ends int[], vectors anyarray,
+    OUT settled int, OUT unsettled int[]
+)
 LANGUAGE plpgsql
 AS $$
 DECLARE
     outcome CONSTANT record := nv_embed.write_chunks(generation, keys, ids, digests, places, starts, ends, vectors);
-    settled CONSTANT pg_catalog.int4[] := outcome.written OPERATOR(pg_catalog.||) outcome.gone;
+    done CONSTANT pg_catalog.int4[] := outcome.written OPERATOR(pg_catalog.||) outcome.gone;
 BEGIN
-    PERFORM nv_embed.settle_or_release(generation, keys, ids, settled);
-    RETURN pg_catalog.cardinality(settled);
+    settled := pg_catalog.cardinality(done);
+    unsettled := nv_embed.settle_or_release(generation, keys, ids, done);
 END
 $$;
 
@@ -502,15 +503,15 @@ BEGIN
         SELECT * INTO page FROM nv_embed.claimed_texts(generation, 100);
         EXIT WHEN page.keys IS NULL;
         IF g.chunks IS NULL THEN
-            embedded := embedded OPERATOR(pg_catalog.+) nv_embed.write_back(
+            embedded := embedded OPERATOR(pg_catalog.+) (nv_embed.write_back(
                 generation, page.keys, page.ids, page.digests, nv_embed.embed_passages(page.texts, g.dim, g.model, g.revision, e.truncate)
-            );
+            )).settled;
             CONTINUE;
         END IF;
         pieces := nv_embed.embed_chunks(page.texts, e.chunk_tokens, e.chunk_overlap, g.dim, g.model, g.revision);
-        embedded := embedded OPERATOR(pg_catalog.+) nv_embed.write_back_chunks(
+        embedded := embedded OPERATOR(pg_catalog.+) (nv_embed.write_back_chunks(
             generation, page.keys, page.ids, page.digests, pieces.places, pieces.starts, pieces.ends, pieces.vectors
-        );
+        )).settled;
     END LOOP;
     RETURN embedded;
 END

@@ -134,17 +134,33 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.settle(bigint, text[], bigint[]) IS 'Takes jobs away that are done, unless their rows were queued again meanwhile.';
 
-CREATE OR REPLACE FUNCTION nv_embed.settle_or_release(generation bigint, keys text[], ids bigint[], settled int[]) RETURNS void
+-- Where somebody had a job locked, as a worker has that claims at the same moment, it is as it was, lease and all.
+CREATE OR REPLACE FUNCTION nv_embed.settle_or_release(generation bigint, keys text[], ids bigint[], done int[]) RETURNS int[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM nv_embed.settle(generation, nv_embed.chosen(keys, settled), nv_embed.chosen(ids, settled));
-    PERFORM nv_embed.release(generation, keys, ids, '1 second');
+    PERFORM nv_embed.settle(generation, nv_embed.chosen(keys, done), nv_embed.chosen(ids, done));
+    IF cardinality(done) < cardinality(keys) THEN
+        PERFORM nv_embed.release(generation, keys, ids, '1 second');
+    END IF;
+    RETURN nv_embed.unsettled(generation, keys, ids);
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.settle_or_release(bigint, text[], bigint[], int[]) IS 'Takes away the jobs at some places, which are done; the others are due again in a second.';
+COMMENT ON FUNCTION nv_embed.settle_or_release(bigint, text[], bigint[], int[])
+    IS 'Takes away the jobs at some places, which are done; the others are due again in a second. Returns the places of those that are left.';
+
+CREATE OR REPLACE FUNCTION nv_embed.unsettled(generation bigint, keys text[], ids bigint[]) RETURNS int[]
+LANGUAGE sql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+RETURN ARRAY(
+    SELECT u.place::int
+    FROM unnest(keys, ids) WITH ORDINALITY AS u (key, id, place)
+    JOIN nv_embed.job AS j ON j.generation = unsettled.generation AND j.key = u.key AND j.id = u.id AND j.leased_until IS NOT NULL
+);
+
+COMMENT ON FUNCTION nv_embed.unsettled(bigint, text[], bigint[]) IS 'The places of jobs that are still leased and have not been queued again.';
 
 -- fail: what becomes of jobs after a try that failed: another one later, or none. A row that failed for good has no vector (`give_up`), so its job is not
 -- stale any more.
@@ -320,21 +336,24 @@ COMMENT ON FUNCTION nv_embed.write_rows(bigint, text[], bytea[], anyarray)
     IS 'Writes vectors to rows that still read as they were embedded; the places of those written, the jobs of those that triggers rewrote, the places of those that '
        'had none and get none, and of those gone.';
 
-CREATE OR REPLACE FUNCTION nv_embed.write_back(generation bigint, keys text[], ids bigint[], digests bytea[], vectors anyarray) RETURNS int
+CREATE OR REPLACE FUNCTION nv_embed.write_back(
+    generation bigint, keys text[], ids bigint[], digests bytea[], vectors anyarray, OUT settled int, OUT unsettled int[]
+)
 LANGUAGE plpgsql
 AS $$
 DECLARE
     outcome CONSTANT record := nv_embed.write_rows(generation, keys, digests, vectors);
-    settled CONSTANT pg_catalog.int4[] := outcome.written OPERATOR(pg_catalog.||) outcome.unchanged OPERATOR(pg_catalog.||) outcome.gone;
+    done CONSTANT pg_catalog.int4[] := outcome.written OPERATOR(pg_catalog.||) outcome.unchanged OPERATOR(pg_catalog.||) outcome.gone;
 BEGIN
-    PERFORM nv_embed.settle_or_release(generation, keys, ids, settled);
+    settled := pg_catalog.cardinality(done);
+    unsettled := nv_embed.settle_or_release(generation, keys, ids, done);
     PERFORM nv_embed.retry_rewritten(generation, outcome.rewritten);
-    RETURN pg_catalog.cardinality(settled);
 END
 $$;
 
 COMMENT ON FUNCTION nv_embed.write_back(bigint, text[], bigint[], bytea[], anyarray)
-    IS 'Writes vectors to rows that still read as they were embedded, and settles their jobs; returns how many. The others are due again in a second.';
+    IS 'Writes vectors to rows that still read as they were embedded, and settles their jobs; returns how many, and the places of those that somebody held, which '
+       'are due again in a second and can be written once more until then.';
 
 CREATE OR REPLACE FUNCTION nv_embed.queue_rewritten(generation bigint, rewritten nv_embed.job[]) RETURNS TABLE (attempts int, keys text[], ids bigint[])
 LANGUAGE plpgsql

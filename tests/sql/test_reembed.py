@@ -295,7 +295,7 @@ def test_rows_without_a_text_hold_up_no_cut_over(db: Connection, connect: Callab
     queue, following = Queue(connect()), one(db, "SELECT max(id) FROM nv_embed.generation")
     (generation,) = (generation for generation in queue.work() if generation.id == following)
     texts = queue.read(following, queue.claim([following], 10, 60.0), 1000)
-    assert queue.write_back(generation, texts, numpy.empty((0, 512), numpy.float32)) == 3
+    assert queue.write_back(generation, texts, numpy.empty((0, 512), numpy.float32)).settled == 3
     db.execute("SELECT nv_embed.cut_over(%s, '0.2 s')", [id])
     assert db.execute("SELECT dim, rows, embedded, pending, blank, coverage FROM nv_embed.status").fetchall() == [(512, 51, 47, 0, 4, 1.0)]
     drain(dsn, sidecar.address)

@@ -38,6 +38,9 @@ pytestmark = BOTH
 
 DOCS = "CREATE TABLE docs (id int PRIMARY KEY, title text, body text)"
 DECLARE = "SELECT nv_embed.auto_embed('docs', '{title}: {body}', dim => 384, mode => 'async')"
+PIECES = (
+    f"SELECT nv_embed.auto_embed('docs', '{{title}}: {{body}}', dim => 384, mode => 'async', chunk_tokens => {TOKENS}, chunk_overlap => {OVERLAP})"
+)
 
 
 @dataclass
@@ -484,6 +487,35 @@ def test_a_job_that_another_worker_looks_at_is_given_back_all_the_same(docs: Con
     assert one(docs, "SELECT leased_until <= clock_timestamp() FROM nv_embed.job")
 
 
+@pytest.mark.parametrize(
+    ("declare", "held"),
+    [
+        (DECLARE, "docs WHERE id = 1"),
+        (DECLARE, "docs, nv_embed.job WHERE docs.id = 1 AND key = '{1}'"),
+        (PIECES, "nv_embed.job WHERE key = '{1}'"),
+    ],
+    ids=("a row", "a row and its job", "the job of pieces"),
+)
+def test_what_somebody_holds_for_a_moment_is_written_without_another_call(
+    site: Site, sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch, declare: str, held: str
+) -> None:
+    monkeypatch.setattr("nv_embed.rows.HELD_PAUSES_S", [0.02] * 200)
+    docs, holder = site.connect(), site.connect()
+    docs.execute(DOCS)
+    docs.execute(declare)
+
+    def hold(_: Sequence[str]) -> None:
+        if not holder.info.transaction_status:
+            holder.execute(f"BEGIN; SELECT FROM {held} FOR UPDATE")
+
+    with counted(sidecar.address, hold) as server, site.worker(server.address, lanes=1):
+        docs.execute("INSERT INTO docs VALUES (1, 'a', 'held'), (2, 'a', 'free')")
+        assert eventually(lambda: docs.execute("SELECT key FROM nv_embed.job").fetchall() == [("{1}",)])
+        holder.execute("COMMIT")
+        assert one(docs, "SELECT nv_embed.wait('docs', timeout => '10 s')")
+        assert sorted(text for page in server.pages for text in page) == ["a: free", "a: held"]
+
+
 def rewrite(db: Connection, text: str) -> None:
     """Have every UPDATE of the table rewrite what is embedded."""
     db.execute(f"""
@@ -802,8 +834,8 @@ def test_a_writer_in_the_middle_of_a_transaction_is_never_in_a_deadlock_with_a_w
     writer = site.connect()
     writer.execute("BEGIN; UPDATE docs SET body = 'changed' WHERE id = 2; INSERT INTO docs VALUES (4, 'a', 'b')")
     docs.execute("SET statement_timeout = '5 s'")
-    written = one(docs, "SELECT nv_embed.write_back(%s, %s, %s::bigint[], %s, %s::text[])", [generation, keys, ids, digests, vectors])
-    assert written == 2
+    written = docs.execute("SELECT * FROM nv_embed.write_back(%s, %s, %s::bigint[], %s, %s::text[])", [generation, keys, ids, digests, vectors])
+    assert written.fetchall() == [(2, [2])]
     docs.execute("SELECT nv_embed.fail(%s, ARRAY['{2}'], %s::bigint[], 'Error', ARRAY['no'], NULL)", [generation, [ids[1]]])
     writer.execute("UPDATE docs SET body = 'changed' WHERE id = 1; COMMIT")
     assert docs.execute("SELECT key, attempts, retry_at FROM nv_embed.job ORDER BY key").fetchall() == [
@@ -823,10 +855,6 @@ def test_a_lane_that_dies_ends_the_worker_with_an_error(docs: Connection, site: 
 
 
 # Texts in pieces.
-
-PIECES = (
-    f"SELECT nv_embed.auto_embed('docs', '{{title}}: {{body}}', dim => 384, mode => 'async', chunk_tokens => {TOKENS}, chunk_overlap => {OVERLAP})"
-)
 
 
 @pytest.fixture
