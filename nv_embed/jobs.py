@@ -133,6 +133,12 @@ class _Dumper(Dumper):
         return obj.data
 
 
+def connect(database_url: str, **settings: Any) -> Connection:
+    """Of several hosts the one that can be written to; a standby is refused, since nothing can be claimed there. Settings are those of libpq."""
+    ours = {"connect_timeout": 10, "application_name": "nv-embed worker", "target_session_attrs": "read-write", **KEEPALIVES}
+    return psycopg.connect(database_url, autocommit=True, **{**ours, **settings})
+
+
 class Queue:
     """The jobs of a database, over one connection."""
 

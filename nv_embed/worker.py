@@ -14,7 +14,6 @@ import threading
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
 
 import psycopg
 from psycopg.types.json import Jsonb
@@ -23,7 +22,7 @@ from nv_embed.client import Client
 from nv_embed.counts import Counts
 from nv_embed.credentials import Credentials
 from nv_embed.errors import EmbedError, InvalidInput
-from nv_embed.jobs import KEEPALIVES, Queue
+from nv_embed.jobs import Queue, connect
 from nv_embed.lanes import Lane, Pace
 from nv_embed.rows import first_line
 from nv_embed.tracing import Tracing
@@ -37,8 +36,6 @@ TICK_S = 0.25
 
 BEAT_S = 2.0
 """How often it tells the database of itself."""
-
-CONNECT_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True)
@@ -241,12 +238,6 @@ class Watch:
         if self._queue is not None:
             self._queue.connection.close()
         self._queue, self._waits = None, False
-
-
-def connect(database_url: str, **settings: Any) -> "psycopg.Connection[tuple[Any, ...]]":
-    """Of several hosts the one that can be written to; a standby is refused, since nothing can be claimed there. Settings are those of libpq."""
-    ours = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "nv-embed worker", "target_session_attrs": "read-write", **KEEPALIVES}
-    return psycopg.connect(database_url, autocommit=True, **{**ours, **settings})
 
 
 def find_sidecar(database_url: str) -> tuple[str, Credentials]:

@@ -100,7 +100,7 @@ def _answer_prometheus(address: str | None, running: "Worker", database_url: str
     if address is None:
         return lambda: None
     from nv_embed.exporter import serve
-    from nv_embed.worker import connect
+    from nv_embed.jobs import connect
 
     real, close = serve(address, running.counts, partial(connect, database_url))
     typer.echo(f"nv-embed worker: metrics at http://{real}/metrics", err=True)

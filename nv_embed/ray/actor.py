@@ -29,7 +29,7 @@ from nv_embed.counts import Counts
 from nv_embed.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable, UnknownModel
 from nv_embed.jobs import Generation, Job, Queue
 from nv_embed.lanes import Lane, Pace, served_by, space_of
-from nv_embed.ray.ranges import Ranges, connect
+from nv_embed.ray.ranges import Ranges, open_queue
 from nv_embed.ray.settings import Settings
 from nv_embed.ray.sidecar import OwnSidecar
 from nv_embed.rows import Refused, first_line
@@ -154,7 +154,7 @@ class Filler:
 
     def _connected(self) -> Queue:
         if self._queue is None or self._queue.connection.broken or self._queue.connection.closed:
-            self._queue = connect(self._settings.database_url)
+            self._queue = open_queue(self._settings.database_url)
         return self._queue
 
     def _endpoint(self, number: int) -> str:
@@ -176,7 +176,7 @@ class Filler:
             _check_served(client, endpoint, generation)
             self._lanes[endpoint] = [
                 Lane(
-                    lambda: connect(settings.database_url),
+                    lambda: open_queue(settings.database_url),
                     client,
                     settings.lease_s,
                     time.sleep,

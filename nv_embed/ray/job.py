@@ -13,15 +13,15 @@ import math
 import os
 from typing import Any
 
-import psycopg
 import ray
 import ray.data
 from ray.exceptions import RayError
 
 from nv_embed import reembed as reembedding
 from nv_embed.errors import InvalidInput
+from nv_embed.jobs import connect
 from nv_embed.ray.actor import Filler
-from nv_embed.ray.ranges import connect
+from nv_embed.ray.ranges import APPLICATION, open_queue
 from nv_embed.ray.settings import Settings
 from nv_embed.reembed import Status, Wanted
 
@@ -53,7 +53,7 @@ def reembed(wanted: Wanted, settings: Settings) -> Status:
         Failed: an actor met what it cannot go on with, or no actor gets anything done.
         psycopg.Error
     """
-    with psycopg.connect(settings.database_url, autocommit=True, application_name="nv-embed ray") as connection:
+    with connect(settings.database_url, application_name=APPLICATION) as connection:
         id = _find_or_begin(connection, wanted)
         idle = 0
         while reembedding.advance(connection, id) == "backfilling":
@@ -86,7 +86,7 @@ def _counted(connection: reembedding.Connection, settings: Settings, id: int) ->
     row = connection.execute("SELECT to_generation FROM nv_embed.reembedding WHERE id = %s", [id]).fetchone()
     assert row is not None
     if reembedding.status(connection, id).rows is None:
-        queue = connect(settings.database_url)
+        queue = open_queue(settings.database_url)
         with queue.connection:
             queue.backfill_step(row[0])
     return int(row[0])

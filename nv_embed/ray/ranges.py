@@ -12,13 +12,14 @@ import random
 import time
 from collections.abc import Callable
 
-import psycopg
-
-from nv_embed.jobs import KEEPALIVES, Generation, Job, Queue
+from nv_embed.jobs import Generation, Job, Queue, connect
 from nv_embed.rows import GIVES_WAY
 
 SHORTEST_LOOK_S, LONGEST_LOOK_S = 0.05, 1.0
 """How long to wait for a range that somebody else hands out just now, or for rows that another one has."""
+
+APPLICATION = "nv-embed ray"
+"""What connections call themselves."""
 
 STATE = "SELECT state FROM nv_embed.reembedding WHERE id = %s"
 
@@ -83,5 +84,5 @@ class Ranges:
         return bool(row[0])
 
 
-def connect(database_url: str) -> Queue:
-    return Queue(psycopg.connect(database_url, autocommit=True, connect_timeout=10, application_name="nv-embed ray", **KEEPALIVES))
+def open_queue(database_url: str) -> Queue:
+    return Queue(connect(database_url, application_name=APPLICATION))

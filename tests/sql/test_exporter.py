@@ -18,7 +18,7 @@ from program import eventually
 
 from nv_embed import exporter
 from nv_embed.counts import Counts
-from nv_embed.worker import connect as connect_worker
+from nv_embed.jobs import connect as connect_worker
 
 Connection = psycopg.Connection[Any]
 

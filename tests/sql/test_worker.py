@@ -29,10 +29,10 @@ from workers import drain, working
 
 from nv_embed.client import Client
 from nv_embed.cluster import Cluster
-from nv_embed.jobs import Queue
+from nv_embed.jobs import Queue, connect
 from nv_embed.lanes import FIRST_JOBS, Lane
 from nv_embed.proto.nv_embed_pb2_grpc import EmbedderStub
-from nv_embed.worker import Settings, Worker, connect
+from nv_embed.worker import Settings, Worker
 
 pytestmark = BOTH
 
