@@ -10,7 +10,6 @@ In:  protobuf requests      Out: protobuf answers, or a status with trailing met
 
 import logging
 import math
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError, Future
@@ -30,6 +29,7 @@ from nv_embed_sidecar.engines import Vectors
 from nv_embed_sidecar.intake import Begun, Intake, Wanted
 from nv_embed_sidecar.metrics import Outcome
 from nv_embed_sidecar.models import Model
+from nv_embed_sidecar.places import Full, Places
 from nv_embed_sidecar.scheduler import Scheduler
 from nv_embed_sidecar.streams import ReadAhead
 from nv_embed_sidecar.tokenising import InputType, Truncate
@@ -66,13 +66,13 @@ class Service(EmbedderServicer):
         self._intake = intake
         self._scheduler = scheduler
         self._tokens = tokens
-        self._places = {interactive: threading.BoundedSemaphore(max_calls) for interactive in (False, True)}
-        self._streams = threading.BoundedSemaphore(max_streams)
+        self._places = {interactive: Places(max_calls) for interactive in (False, True)}
+        self._streams = Places(max_streams)
 
     def Embed(self, request: pb.EmbedRequest, context: grpc.ServicerContext) -> pb.EmbedResponse:
         with self._answering(context, "Embed") as holder:
             holder.spend_request()
-            with self._place(interactive=INTERACTIVE.get(request.priority, False)):
+            with self._place(holder, interactive=INTERACTIVE.get(request.priority, False)):
                 return self._begin(request, _Caller(context, holder)).wait()
 
     def EmbedStream(self, request_iterator: Iterator[pb.EmbedRequest], context: grpc.ServicerContext) -> Iterator[pb.EmbedResponse]:
@@ -80,20 +80,20 @@ class Service(EmbedderServicer):
             caller = _Caller(context, holder)
             # Requests are read in a thread of their own, which knows nothing of the call's span by itself.
             here = copy_context()
-            if not self._streams.acquire(blocking=False):
-                raise Overloaded("too many streams are open", hint="close some, or use Embed", retry_after_s=STREAM_PAUSE_S)
             try:
-                yield from ReadAhead(
-                    self._each_counted(request_iterator, context), lambda request: here.run(self._begin, request, caller), STREAM_REQUESTS
-                ).answers()
+                with self._streams.taken(holder.name):
+                    yield from ReadAhead(
+                        self._each_counted(request_iterator, context), lambda request: here.run(self._begin, request, caller), STREAM_REQUESTS
+                    ).answers()
+            except Full:
+                raise Overloaded("too many streams are open", hint="close some, or use Embed", retry_after_s=STREAM_PAUSE_S) from None
             finally:
                 caller.give_up()
-                self._streams.release()
 
     def Tokenize(self, request: pb.TokenizeRequest, context: grpc.ServicerContext) -> pb.TokenizeResponse:
         with self._answering(context, "Tokenize") as holder:
             holder.spend_request()
-            with self._place(interactive=False):
+            with self._place(holder, interactive=False):
                 model = self._intake.models.find(request.model)
                 self._intake.check(request.texts)
                 input_type = _choice("input_type", request.input_type, INPUT_TYPES)
@@ -103,7 +103,7 @@ class Service(EmbedderServicer):
     def Chunk(self, request: pb.ChunkRequest, context: grpc.ServicerContext) -> pb.ChunkResponse:
         with self._answering(context, "Chunk") as holder:
             holder.spend_request()
-            with self._place(interactive=False):
+            with self._place(holder, interactive=False):
                 model = self._intake.models.find(request.model)
                 self._intake.tracing.tell(model=model.name, texts=1)
                 self._intake.check([request.text])
@@ -144,16 +144,16 @@ class Service(EmbedderServicer):
             yield self._holder(context)
 
     @contextmanager
-    def _place(self, *, interactive: bool) -> Iterator[None]:
+    def _place(self, holder: Holder, *, interactive: bool) -> Iterator[None]:
         """One of the calls that may be under way."""
-        place = self._places[interactive]
-        if not place.acquire(blocking=False):
-            wait_s = self._scheduler.wait_s(interactive=interactive)
-            raise Overloaded("too many calls are under way", hint="ask again later, or with more texts in fewer calls", retry_after_s=wait_s)
         try:
-            yield
-        finally:
-            place.release()
+            with self._places[interactive].taken(holder.name):
+                yield
+        except Full:
+            wait_s = self._scheduler.wait_s(interactive=interactive)
+            raise Overloaded(
+                "too many calls are under way", hint="ask again later, or with more texts in fewer calls", retry_after_s=wait_s
+            ) from None
 
     def _begin(self, request: pb.EmbedRequest, caller: "_Caller") -> "_Answer":
         """Check, tokenise and queue a request."""

@@ -4,6 +4,7 @@ nv_embed.v1 as seen from the wire: what calls are answered, and how they are ref
 
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy
 import pytest
@@ -11,7 +12,7 @@ from nv_embed_sidecar.engines.fake import FakeEngine
 from nv_embed_sidecar.logs import OneLine
 from nv_embed_sidecar.tokenising import TextTokenizer
 from program import eventually
-from services import FailingEngine, connected, refused, rows, serving, status
+from services import CountingEngine, FailingEngine, connected, refused, rows, serving, status
 
 from nv_embed.client import Client
 from nv_embed.errors import EngineFailure
@@ -179,3 +180,23 @@ def test_health_turns_while_the_engine_can_compute_nothing() -> None:
         assert eventually(lambda: status(server) == "NOT_SERVING")
         engine.broken = False
         assert eventually(lambda: status(server) == "SERVING")
+
+
+def test_a_client_that_calls_as_often_as_it_can_leaves_places_for_others() -> None:
+    def call(client: str) -> Any:
+        return stub.Embed.future(pb.EmbedRequest(texts=["one two"]), metadata=(("nv-embed-client", client),))
+
+    engine = CountingEngine()
+    with serving(engine, rpc_threads=32) as server, connected(server) as stub:
+        eager = [call("eager") for _ in range(12)]
+        try:
+            assert eventually(lambda: sum(answer.done() for answer in eager) == 3)
+            others = [call("another"), call("third"), call("another")]
+            assert eventually(lambda: server.scheduler.waiting_texts() >= 12 - 1)
+            code, said, _ = refused(call("fourth").result)
+            assert (code, said.partition(":")[0]) == ("RESOURCE_EXHAUSTED", "too many calls are under way")
+        finally:
+            for _ in range(20):
+                engine.turnstile.put(None)
+        assert [len(rows(answer.result())) for answer in others] == [1, 1, 1]
+        assert sum(answer.exception() is None for answer in eager) == 9

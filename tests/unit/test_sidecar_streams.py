@@ -41,6 +41,25 @@ def test_streams_are_limited_so_that_open_ones_cannot_hold_every_thread() -> Non
         assert eventually(lambda: answers(stub))
 
 
+def test_a_client_that_opens_as_many_streams_as_it_can_leaves_one_for_others() -> None:
+    def open_one(client: str) -> None:
+        asked: SimpleQueue[pb.EmbedRequest | None] = SimpleQueue()
+        asked.put(pb.EmbedRequest(texts=["one"]))
+        stream = stub.EmbedStream(iter(asked.get, None), metadata=(("nv-embed-client", client),))
+        opened.append((stream, asked))
+        next(stream)
+
+    opened: list[tuple[object, SimpleQueue[pb.EmbedRequest | None]]] = []
+    with serving(FakeEngine(), rpc_threads=32) as server, connected(server) as stub:
+        for _ in range(3):
+            open_one("eager")
+        assert refused(lambda: open_one("eager"))[0] == "RESOURCE_EXHAUSTED"
+        open_one("another")
+        assert refused(lambda: open_one("third"))[0] == "RESOURCE_EXHAUSTED"
+        for _, asked in opened:
+            asked.put(None)
+
+
 def answers(stub: EmbedderStub) -> bool:
     try:
         return next(stub.EmbedStream(iter([pb.EmbedRequest(texts=["one"])]))).dim == 2048
