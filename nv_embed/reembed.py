@@ -199,10 +199,7 @@ def drive(connection: Connection, watching: Connection, id: int, watcher: Watche
     while True:
         state = advance(connection, id)
         now = status(connection, id)
-        if now.state == "cancelled":
-            raise Ended(f"re-embedding {id} of {now.relation} was cancelled: begin another one")
-        if now.state == "rolled_back":
-            raise Ended(f"re-embedding {id} of {now.relation} was rolled back: finish it, and begin another one")
+        check_goes_on(now)
         if state == "indexing":
             build_steps(connection, watching, (now.relation, now.target), _steps(connection, id), watcher, resources)
         elif state == "backfilling":
@@ -210,6 +207,17 @@ def drive(connection: Connection, watching: Connection, id: int, watcher: Watche
             time.sleep(LOOK_S)
         elif state != "verifying":
             return now
+
+
+def check_goes_on(now: Status) -> None:
+    """
+    Raises:
+        Ended: it was cancelled or rolled back.
+    """
+    if now.state == "cancelled":
+        raise Ended(f"re-embedding {now.id} of {now.relation} was cancelled: begin another one")
+    if now.state == "rolled_back":
+        raise Ended(f"re-embedding {now.id} of {now.relation} was rolled back: finish it, and begin another one")
 
 
 def advance(connection: Connection, id: int) -> str:

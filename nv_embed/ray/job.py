@@ -50,19 +50,28 @@ def reembed(wanted: Wanted, settings: Settings) -> Status:
 
     Raises:
         InvalidInput: another re-embedding of the table is under way, or it has been cut over.
+        nv_embed.reembed.Ended: somebody cancelled it meanwhile.
         Failed: an actor met what it cannot go on with, or no actor gets anything done.
         psycopg.Error
     """
     with connect(settings.database_url, application_name=APPLICATION) as connection:
         id = _find_or_begin(connection, wanted)
-        idle = 0
-        while reembedding.advance(connection, id) == "backfilling":
-            generation = _counted(connection, settings, id)
-            embedded, failed = _round(settings, id, generation, _turns(reembedding.status(connection, id), settings))
-            idle = 0 if embedded + failed else idle + 1
-            if idle == IDLE_ROUNDS:
-                raise Failed("no actor gets anything done: see Ray's logs, and nv_embed.reembedding_status for what rows wait")
+        try:
+            _fill(connection, settings, id)
+        finally:
+            # What an actor said of a generation that is gone is not what is wrong.
+            reembedding.check_goes_on(reembedding.status(connection, id))
         return reembedding.status(connection, id)
+
+
+def _fill(connection: reembedding.Connection, settings: Settings, id: int) -> None:
+    idle = 0
+    while reembedding.advance(connection, id) == "backfilling":
+        generation = _counted(connection, settings, id)
+        embedded, failed = _round(settings, id, generation, _turns(reembedding.status(connection, id), settings))
+        idle = 0 if embedded + failed else idle + 1
+        if idle == IDLE_ROUNDS:
+            raise Failed("no actor gets anything done: see Ray's logs, and nv_embed.reembedding_status for what rows wait")
 
 
 def _find_or_begin(connection: reembedding.Connection, wanted: Wanted) -> int:
