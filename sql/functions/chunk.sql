@@ -499,6 +499,8 @@ DECLARE
     page record;
     pieces record;
 BEGIN
+    -- The table first, as in write_chunks.
+    PERFORM nv_embed.hold_generation(generation);
     LOOP
         SELECT * INTO page FROM nv_embed.claimed_texts(generation, 100);
         EXIT WHEN page.keys IS NULL;

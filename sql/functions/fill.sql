@@ -263,16 +263,52 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
     vectors CONSTANT pg_catalog.text[] := CASE WHEN contents IS NOT NULL THEN nv_embed.embed_passages(contents, g.dim, g.model, g.revision, e.truncate) END;
+    places CONSTANT pg_catalog.int4[] := nv_embed.unchanged(e, g, keys, texts);
     written bigint;
 BEGIN
-    EXECUTE nv_embed.write_sql(e, g) USING keys, vectors, nv_embed.unchanged(e, g, keys, texts);
+    EXECUTE nv_embed.write_sql(e, g) USING keys, vectors, places;
     GET DIAGNOSTICS written = ROW_COUNT;
+    IF contents IS NOT NULL AND nv_embed.may_be_rewritten(e.relation) THEN
+        PERFORM nv_embed.check_same(e, g, nv_embed.chosen(keys, places), nv_embed.chosen(texts, places));
+    END IF;
     RETURN written;
 END
 $$;
 
 COMMENT ON FUNCTION nv_embed.fill_page(nv_embed.embedding, nv_embed.generation, text[], text[], text[])
     IS 'Embeds the contents of rows and writes the vectors, or clears them where contents is null; returns how many rows were written.';
+
+-- A statement that writes a vector beside another text counts as one that brings its own.
+CREATE OR REPLACE FUNCTION nv_embed.may_be_rewritten(relation regclass) RETURNS boolean
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    before_each_update CONSTANT int := 1 | 2 | 16;  -- TRIGGER_TYPE_ROW, _BEFORE and _UPDATE of pg_trigger.h
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM pg_trigger AS t
+        WHERE t.tgrelid IN (SELECT relation UNION ALL SELECT p.relid FROM pg_partition_tree(relation) AS p)
+            AND t.tgtype & before_each_update = before_each_update AND t.tgenabled <> 'D'
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.may_be_rewritten(regclass) IS 'Whether triggers of a table may change what an UPDATE writes to it.';
+
+CREATE OR REPLACE FUNCTION nv_embed.check_same(e nv_embed.embedding, g nv_embed.generation, keys text[], texts text[]) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF pg_catalog.cardinality(nv_embed.unchanged(e, g, keys, texts)) OPERATOR(pg_catalog.<) pg_catalog.cardinality(keys) THEN
+        RAISE EXCEPTION 'a trigger of % rewrites what is embedded while its vector is written', nv_embed.qualified(e.relation)
+            USING ERRCODE = '27000', HINT = 'let it act on updates of what it reads: BEFORE UPDATE OF column, …';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.check_same(nv_embed.embedding, nv_embed.generation, text[], text[])
+    IS 'Raises an error where rows read otherwise than they were embedded.';
 
 CREATE OR REPLACE FUNCTION nv_embed.fill_chunks(e nv_embed.embedding, g nv_embed.generation, keys text[], texts text[]) RETURNS bigint
 LANGUAGE plpgsql

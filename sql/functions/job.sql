@@ -134,6 +134,23 @@ $$;
 
 COMMENT ON FUNCTION nv_embed.settle(bigint, text[], bigint[]) IS 'Takes jobs away that are done, unless their rows were queued again meanwhile.';
 
+CREATE OR REPLACE FUNCTION nv_embed.end_stale(generation bigint, keys text[], ids bigint[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    mended bigint;
+BEGIN
+    UPDATE nv_embed.job AS j SET stale = false
+    FROM nv_embed.lock_jobs(end_stale.generation, keys, ids) AS l
+    WHERE j.generation = end_stale.generation AND j.key = l.key AND j.stale;
+    GET DIAGNOSTICS mended = ROW_COUNT;
+    PERFORM nv_embed.tell(generation, 0, 0, 0, 0, -mended);
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.end_stale(bigint, text[], bigint[]) IS 'Says of jobs that their rows have no vector of an earlier text any more.';
+
 -- Where somebody had a job locked, as a worker has that claims at the same moment, it is as it was, lease and all.
 CREATE OR REPLACE FUNCTION nv_embed.settle_or_release(generation bigint, keys text[], ids bigint[], done int[]) RETURNS int[]
 LANGUAGE plpgsql
@@ -162,32 +179,17 @@ RETURN ARRAY(
 
 COMMENT ON FUNCTION nv_embed.unsettled(bigint, text[], bigint[]) IS 'The places of jobs that are still leased and have not been queued again.';
 
--- fail: what becomes of jobs after a try that failed: another one later, or none. A row that failed for good has no vector (`give_up`), so its job is not
--- stale any more.
 CREATE OR REPLACE FUNCTION nv_embed.fail(generation bigint, keys text[], ids bigint[], error text, messages text[], retry_in interval) RETURNS void
-LANGUAGE plpgsql
+LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    mended bigint;
-BEGIN
-    WITH failed AS (
-        SELECT l.key, l.stale AND retry_in IS NULL AS was_stale, messages[l.place] AS message
-        FROM nv_embed.lock_jobs(fail.generation, keys, ids) AS l
-    ), updated AS (
-        UPDATE nv_embed.job AS j
-        SET leased_until = NULL,
-            stale = j.stale AND NOT f.was_stale,
-            attempts = j.attempts + 1,
-            retry_at = coalesce(clock_timestamp() + retry_in, 'infinity'),
-            history = coalesce(j.history, '[]') || jsonb_build_object('at', clock_timestamp(), 'error', error, 'message', f.message)
-        FROM failed AS f
-        WHERE j.generation = fail.generation AND j.key = f.key
-        RETURNING f.was_stale
-    )
-    SELECT count(*) FILTER (WHERE s.was_stale) INTO mended FROM updated AS s;
-    PERFORM nv_embed.tell(generation, 0, 0, 0, 0, -mended);
-END
+    UPDATE nv_embed.job AS j
+    SET leased_until = NULL,
+        attempts = j.attempts + 1,
+        retry_at = coalesce(clock_timestamp() + retry_in, 'infinity'),
+        history = coalesce(j.history, '[]') || jsonb_build_object('at', clock_timestamp(), 'error', error, 'message', messages[l.place])
+    FROM nv_embed.lock_jobs(fail.generation, keys, ids) AS l
+    WHERE j.generation = fail.generation AND j.key = l.key;
 $$;
 
 COMMENT ON FUNCTION nv_embed.fail(bigint, text[], bigint[], text, text[], interval)
@@ -439,6 +441,7 @@ BEGIN
     PERFORM nv_embed.inherit(
         generation, nv_embed.chosen(keys, outcome.written), nv_embed.chosen(ids, outcome.written), nv_embed.chosen(histories, outcome.written)
     );
+    PERFORM nv_embed.end_stale(generation, nv_embed.chosen(keys, failed), nv_embed.chosen(ids, failed));
     PERFORM nv_embed.fail(generation, nv_embed.chosen(keys, failed), nv_embed.chosen(ids, failed), error, nv_embed.chosen(messages, failed), NULL);
     PERFORM nv_embed.settle_or_release(generation, keys, ids, outcome.gone);
     RETURN pg_catalog.cardinality(failed);

@@ -292,6 +292,23 @@ def test_a_text_that_a_trigger_rewrites_is_embedded_as_it_is_stored(db: Connecti
     assert fresh(db) == 1
 
 
+@pytest.mark.parametrize("partitions", ["", "PARTITION BY RANGE (id)"])
+def test_a_trigger_that_rewrites_the_text_with_each_vector_is_an_error_and_one_that_does_not_is_none(db: Connection, partitions: str) -> None:
+    db.execute(f"CREATE TABLE docs (id int PRIMARY KEY, title text, body text) {partitions}")
+    if partitions:
+        db.execute("CREATE TABLE docs_1 PARTITION OF docs DEFAULT")
+    db.execute("SELECT nv_embed.auto_embed('docs', '{title}: {body}', dim => 384)")
+    db.execute("CREATE FUNCTION tidy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.body := btrim(NEW.body); RETURN NEW; END $$")
+    db.execute(f"CREATE TRIGGER tidy BEFORE INSERT OR UPDATE ON docs{'_1' if partitions else ''} FOR EACH ROW EXECUTE FUNCTION tidy()")
+    db.execute("INSERT INTO docs SELECT n, 'a', ' b ' || n FROM generate_series(1, 3) AS n; UPDATE docs SET body = ' c ' WHERE id = 1")
+    assert fresh(db) == 3
+    db.execute("CREATE OR REPLACE FUNCTION tidy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.body := NEW.body || '.'; RETURN NEW; END $$")
+    for statement in ("INSERT INTO docs VALUES (4, 'a', 'd')", "UPDATE docs SET title = 'another' WHERE id = 2"):
+        with pytest.raises(psycopg.errors.TriggeredDataChangeViolation, match="rewrites what is embedded"), db.transaction():
+            db.execute(statement)
+    assert fresh(db) == 3
+
+
 def test_partitioned_tables_are_embedded_through_the_parent(db: Connection) -> None:
     db.execute("CREATE TABLE docs (id int PRIMARY KEY, title text, body text) PARTITION BY RANGE (id)")
     db.execute("CREATE TABLE docs_1 PARTITION OF docs FOR VALUES FROM (0) TO (10)")

@@ -531,21 +531,34 @@ def test_a_worker_that_waits_for_a_table_holds_nothing_that_its_holder_takes_awa
     keys, ids = db.execute("SELECT array_agg(key), array_agg(id) FROM nv_embed.claim(ARRAY[%s]::bigint[], 5, '1 min')", [generation]).fetchone() or ()
     db.execute("INSERT INTO nv_embed.backfill (generation) VALUES (%s)", [generation])
     write = "SELECT nv_embed.write_back_chunks(%s, %s, %s, %s::bytea[], '{}'::int[], '{}'::int[], '{}'::int[], '{}'::text[])"
-    calls: list[tuple[str, list[Any]]] = [(write, [generation, keys, ids, [None] * len(keys)]), ("SELECT nv_embed.backfill_step(%s)", [generation])]
-    for call, arguments in calls:
-        holder = connect()
-        holder.execute("BEGIN; LOCK TABLE docs IN ACCESS EXCLUSIVE MODE")
-        worker = threading.Thread(target=connect().execute, args=(call.encode(), arguments))
-        worker.start()
-        try:
-            assert eventually(lambda: awaited(db, "docs"))
-            holder.execute("SET LOCAL lock_timeout = '10 s'")
-            holder.execute("DELETE FROM nv_embed.job WHERE generation = %s", [generation])
-            holder.execute("DELETE FROM nv_embed.backfill WHERE generation = %s", [generation])
-        finally:
-            holder.execute("ROLLBACK")
-            worker.join(60)
-        assert not worker.is_alive()
+    waits_holding_nothing(db, connect, generation, write, [generation, keys, ids, [None] * len(keys)])
+    waits_holding_nothing(db, connect, generation, "SELECT nv_embed.backfill_step(%s)", [generation])
+
+
+@EXTENSION
+def test_who_embeds_what_is_queued_holds_nothing_either(db: Connection, connect: Callable[..., Connection], sidecar: Sidecar) -> None:
+    db.execute("SELECT nv_embed.configure(%s)", [sidecar.address])
+    declare(db, rows=10)
+    generation = one(db, "SELECT id FROM nv_embed.generation")
+    waits_holding_nothing(db, connect, generation, "SELECT nv_embed.embed_queued(%s)", [generation])
+    assert one(db, "SELECT count(embedding) FROM docs") == 10
+
+
+def waits_holding_nothing(db: Connection, connect: Callable[..., Connection], generation: int, call: str, arguments: list[Any]) -> None:
+    """Have a call wait for the table, and whoever has that take the jobs away."""
+    holder = connect()
+    holder.execute("BEGIN; LOCK TABLE docs IN ACCESS EXCLUSIVE MODE")
+    worker = threading.Thread(target=connect().execute, args=(call.encode(), arguments))
+    worker.start()
+    try:
+        assert eventually(lambda: awaited(db, "docs"))
+        holder.execute("SET LOCAL lock_timeout = '10 s'")
+        holder.execute("DELETE FROM nv_embed.job WHERE generation = %s", [generation])
+        holder.execute("DELETE FROM nv_embed.backfill WHERE generation = %s", [generation])
+    finally:
+        holder.execute("ROLLBACK")
+        worker.join(60)
+    assert not worker.is_alive()
 
 
 @EXTENSION
