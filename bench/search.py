@@ -49,8 +49,8 @@ ASKED = f"%(query)b::halfvec({DIM})"
 IN_TOAST, IN_ROW = "docs", "in_row"
 """Tables."""
 RECALLS, LONG_RECALLS = (0.999, 0.998, 0.99), (0.99, 0.98, 0.95)
-"""Recalls to be reached. An index of whole vectors ends short of 1 by itself, with any m: pgvector keeps them at unit length, rounded once more, so the
-last of ten may change places with the next. Ranked by the stored vectors its rows reach 1."""
+"""Recalls to be reached. An index of whole vectors ends short of 1 by itself, whatever its m: pgvector keeps vectors at unit length, rounded once
+more, so the last of ten may change places with the next. Ranked by the stored vectors its rows reach 1."""
 EXACT_QUERIES = 20
 LONG_ROWS = 1_000_000
 NV_SEARCH = f"SELECT (hit).id, (hit).body, score FROM nv_search(NULL::docs, %(whole)b::vector, k => {K}, dim => 384)"
