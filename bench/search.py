@@ -301,7 +301,7 @@ def run(
     plans = sweep(db, indexes, queries, wanted)
     say("the cheapest settings again")
     chosen = {least: choose(plans, indexes, least) for least in recalls}
-    # One that is the cheapest at two levels is measured once: right after itself it would find all its pages in the buffers.
+    # One that is the cheapest at two levels is measured once.
     again = {(plan.index.name, plan.width, plan.candidates): plan for selection in chosen.values() for plan in selection.values()}
     chosen = {least: {name: again[name, plan.width, plan.candidates] for name, plan in selection.items()} for least, selection in chosen.items()}
     measure(db, list(again.values()), queries, wanted, rounds)
@@ -418,17 +418,18 @@ def say(what: str) -> None:
 
 
 def measure(db: Connection, plans: Sequence[Plan], queries: Floats, wanted: Any, rounds: int) -> None:
-    """Time all plans in turns."""
+    """Time all plans in turns, each with another query: right after another plan a query would find pages, of an index that both read too, in the
+    buffers and in the processor's caches."""
     for plan in plans:
         plan.found.clear()
         plan.seconds.clear()
-    for _ in range(rounds):
-        for query, rows in zip(queries, wanted, strict=True):
-            for plan in plans:
-                db.execute(f"SET hnsw.ef_search = {plan.width}")
-                found, seconds = timed(db, plan.statement, query)
-                plan.found.append(recall(found, rows))
-                plan.seconds.append(seconds)
+    for number in range(rounds * len(queries)):
+        for turn, plan in enumerate(plans):
+            place = (number + turn * len(queries) // len(plans)) % len(queries)
+            db.execute(f"SET hnsw.ef_search = {plan.width}")
+            found, seconds = timed(db, plan.statement, queries[place])
+            plan.found.append(recall(found, wanted[place]))
+            plan.seconds.append(seconds)
 
 
 def timed(db: Connection, statement: str, query: Floats) -> tuple[list[int], float]:

@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=200)
     options = parser.parse_args()
+    before = load_average()
     collection = Collection(options.rows, DIM)
     asked = collection.queries(2 * options.queries)
     wanted, _ = nearest(collection, asked, K)
@@ -69,7 +70,6 @@ def main() -> None:
             copy_into_rows(db)
             built = build_all(db, INDEXES, M, EF_CONSTRUCTION)
             plans = sweep(db, INDEXES, asked[: options.queries], wanted[: options.queries])
-        before = load_average()
         chosen = {least: choose(plans, INDEXES, least) for least in RECALLS}
         # One setting may be the cheapest at several levels.
         measured = {(plan.index.name, plan.width, plan.candidates): plan for selection in chosen.values() for plan in selection.values()}
@@ -98,14 +98,14 @@ def main() -> None:
 def bounded(cluster: Cluster, memory_mb: int) -> Iterator[Connection]:
     """A connection to the cluster, started anew, which has no more memory than that."""
     with a_group(memory_mb) as group, opened(cluster, BUFFERS) as db:
-        running = cluster.running()
-        assert running is not None
-        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
-        for pid in (str(running.pid), *children):
-            (group / "cgroup.procs").write_text(pid)
-        os.sync()
-        Path("/proc/sys/vm/drop_caches").write_text("1")
         try:
+            running = cluster.running()
+            assert running is not None
+            children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+            for pid in (str(running.pid), *children):
+                (group / "cgroup.procs").write_text(pid)
+            os.sync()
+            Path("/proc/sys/vm/drop_caches").write_text("1")
             yield db
         finally:
             cluster.stop()

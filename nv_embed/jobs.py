@@ -102,7 +102,8 @@ class Written(NamedTuple):
 
     Attributes:
         settled: how many have them, or need none any more.
-        unsettled: the places of those that somebody held. They are due again in a second, and can be written once more until then.
+        unsettled: the places of those that somebody held. They are due again in a second, or when their lease is over where the job was held, and can
+            be written once more until then.
     """
 
     settled: int

@@ -56,7 +56,8 @@ class Refused(Exception):
 
 
 class Outcome(NamedTuple):
-    """Of rows that were to be written: how many are done, and how many somebody held all the time, which are due again in a second."""
+    """Of rows that were to be written: how many are done, and how many somebody held all the time. Those are due again in a second, or where it is
+    their job that was held when its lease is over."""
 
     settled: int
     held: int
@@ -99,7 +100,7 @@ class Rows:
         Raises:
             Refused: the table cannot be written.
         """
-        settled, held = self._write_slices(generation, texts, vectors)
+        settled, held = self._write_slices(generation, texts, vectors, self._slices.wrote)
         for pause_s in HELD_PAUSES_S:
             if not held:
                 break
@@ -107,7 +108,8 @@ class Rows:
             is_held = [place in held for place in range(len(texts))]
             vectors = vectors[numpy.repeat(is_held, [len(text.passages) for text in texts])]
             texts = list(compress(texts, is_held))
-            more, held = self._write_slices(generation, texts, vectors)
+            # A few rows tell nothing of how many may be written at once.
+            more, held = self._write_slices(generation, texts, vectors, lambda *_: None)
             settled += more
         return Outcome(settled, len(held))
 
@@ -128,15 +130,21 @@ class Rows:
         retry_in_s = min(SHORTEST_RETRY_S * 2**job.attempts, LONGEST_RETRY_S) * random.uniform(1, 1.5)  # noqa: S311 - spreads the load
         self._queue.fail(job.generation, [job], error, [message], retry_in_s)
 
-    def _write_slices(self, generation: Generation, texts: Sequence[Text], vectors: Vectors) -> tuple[int, set[int]]:
-        """How many are done, and the places of those that somebody holds."""
+    def _write_slices(
+        self, generation: Generation, texts: Sequence[Text], vectors: Vectors, wrote: Callable[[int, int, float], None]
+    ) -> tuple[int, set[int]]:
+        """How many are done, and the places of those that somebody holds.
+
+        Args:
+            wrote: is told how many rows took how many seconds.
+        """
         ends = [0, *accumulate(len(text.passages) for text in texts)]
         settled, held, begin = 0, set[int](), 0
         while begin < len(texts):
             end = begin + self._slices.rows(generation.id, len(texts) - begin)
             begun = time.monotonic()
             done, left = self._write_at_once(generation, texts[begin:end], vectors[ends[begin] : ends[end]])
-            self._slices.wrote(generation.id, end - begin, time.monotonic() - begun)
+            wrote(generation.id, end - begin, time.monotonic() - begun)
             settled += done
             held |= {begin + place for place in left}
             begin = end

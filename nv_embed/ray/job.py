@@ -50,7 +50,7 @@ def reembed(wanted: Wanted, settings: Settings) -> Status:
 
     Raises:
         InvalidInput: another re-embedding of the table is under way, or it has been cut over.
-        nv_embed.reembed.Ended: somebody cancelled it meanwhile.
+        nv_embed.reembed.Ended: somebody cancelled it meanwhile, or rolled it back.
         Failed: an actor met what it cannot go on with, or no actor gets anything done.
         psycopg.Error
     """
@@ -58,10 +58,13 @@ def reembed(wanted: Wanted, settings: Settings) -> Status:
         id = _find_or_begin(connection, wanted)
         try:
             _fill(connection, settings, id)
-        finally:
+        except Failed:
             # What an actor said of a generation that is gone is not what is wrong.
             reembedding.check_goes_on(reembedding.status(connection, id))
-        return reembedding.status(connection, id)
+            raise
+        end = reembedding.status(connection, id)
+        reembedding.check_goes_on(end)
+        return end
 
 
 def _fill(connection: reembedding.Connection, settings: Settings, id: int) -> None:

@@ -1,8 +1,8 @@
 """
 How many calls may be under way.
 
-Each holds a thread, be it only to wait for its turn, so there are so many and no more. One client may have three quarters of them: the queue is fair
-to whoever gets into it, and the last quarter is for those who have fewer calls under way than that.
+Each holds a thread, be it only to wait for its turn, so there are so many and no more. Of four or more one client may have three quarters: the queue
+is fair to whoever gets into it, and the last quarter is for those who have fewer calls under way than that.
 
 In:  who calls      Out: a place, or a refusal
 """
@@ -14,7 +14,15 @@ from contextlib import contextmanager
 
 
 class Full(Exception):
-    """There is no place left, or none for this client."""
+    """There is no place left, or none for this client.
+
+    Attributes:
+        whose: " of this client", or nothing.
+    """
+
+    def __init__(self, whose: str) -> None:
+        super().__init__()
+        self.whose = whose
 
 
 class Places:
@@ -28,7 +36,8 @@ class Places:
         self._most = most
         self._most_of_one = most - most // 4
         self._taken: Counter[str] = Counter()
-        self._lock = threading.Lock()
+        # A stream that nobody holds any more may be collected, and give its place back, wherever this thread is.
+        self._lock = threading.RLock()
 
     @contextmanager
     def taken(self, client: str) -> Iterator[None]:
@@ -38,8 +47,10 @@ class Places:
             Full
         """
         with self._lock:
-            if self._taken.total() >= self._most or self._taken[client] >= self._most_of_one:
-                raise Full
+            if self._taken.total() >= self._most:
+                raise Full("")
+            if self._taken[client] >= self._most_of_one:
+                raise Full(" of this client")
             self._taken[client] += 1
         try:
             yield

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError, Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
@@ -81,14 +81,12 @@ class Service(EmbedderServicer):
             # Requests are read in a thread of their own, which knows nothing of the call's span by itself.
             here = copy_context()
             try:
-                with self._streams.taken(holder.name):
+                with self._streams.taken(holder.name), closing(caller):
                     yield from ReadAhead(
                         self._each_counted(request_iterator, context), lambda request: here.run(self._begin, request, caller), STREAM_REQUESTS
                     ).answers()
-            except Full:
-                raise Overloaded("too many streams are open", hint="close some, or use Embed", retry_after_s=STREAM_PAUSE_S) from None
-            finally:
-                caller.give_up()
+            except Full as full:
+                raise Overloaded(f"too many streams{full.whose} are open", hint="close some, or use Embed", retry_after_s=STREAM_PAUSE_S) from None
 
     def Tokenize(self, request: pb.TokenizeRequest, context: grpc.ServicerContext) -> pb.TokenizeResponse:
         with self._answering(context, "Tokenize") as holder:
@@ -149,11 +147,10 @@ class Service(EmbedderServicer):
         try:
             with self._places[interactive].taken(holder.name):
                 yield
-        except Full:
+        except Full as full:
             wait_s = self._scheduler.wait_s(interactive=interactive)
-            raise Overloaded(
-                "too many calls are under way", hint="ask again later, or with more texts in fewer calls", retry_after_s=wait_s
-            ) from None
+            said = f"too many calls{full.whose} are under way"
+            raise Overloaded(said, hint="ask again later, or with more texts in fewer calls", retry_after_s=wait_s) from None
 
     def _begin(self, request: pb.EmbedRequest, caller: "_Caller") -> "_Answer":
         """Check, tokenise and queue a request."""
@@ -210,6 +207,10 @@ class _Caller:
         future.add_done_callback(self._futures.discard)
         if self._gone:
             future.cancel()
+
+    def close(self) -> None:
+        """Give up what a stream that has ended still waits for."""
+        self.give_up()
 
     def give_up(self) -> None:
         self._gone = True

@@ -474,8 +474,7 @@ DECLARE
     outcome CONSTANT record := nv_embed.write_chunks(generation, keys, ids, digests, places, starts, ends, vectors);
     done CONSTANT pg_catalog.int4[] := outcome.written OPERATOR(pg_catalog.||) outcome.gone;
 BEGIN
-    settled := pg_catalog.cardinality(done);
-    unsettled := nv_embed.settle_or_release(generation, keys, ids, done);
+    SELECT s.settled, s.unsettled INTO settled, unsettled FROM nv_embed.settle_or_release(generation, keys, ids, done) AS s;
 END
 $$;
 
@@ -499,6 +498,9 @@ DECLARE
     page record;
     pieces record;
 BEGIN
+    IF NOT nv_embed.is_pending(generation) THEN
+        RETURN 0;
+    END IF;
     -- The table first, as in write_chunks.
     PERFORM nv_embed.hold_generation(generation);
     LOOP

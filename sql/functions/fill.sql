@@ -268,8 +268,8 @@ DECLARE
 BEGIN
     EXECUTE nv_embed.write_sql(e, g) USING keys, vectors, places;
     GET DIAGNOSTICS written = ROW_COUNT;
-    IF contents IS NOT NULL AND nv_embed.may_be_rewritten(e.relation) THEN
-        PERFORM nv_embed.check_same(e, g, nv_embed.chosen(keys, places), nv_embed.chosen(texts, places));
+    IF contents IS NOT NULL AND nv_embed.may_be_rewritten(e.relation, g.target) THEN
+        PERFORM nv_embed.check_same(e, g, nv_embed.chosen(keys, places), nv_embed.chosen(texts, places), nv_embed.chosen(vectors, places));
     END IF;
     RETURN written;
 END
@@ -279,7 +279,7 @@ COMMENT ON FUNCTION nv_embed.fill_page(nv_embed.embedding, nv_embed.generation, 
     IS 'Embeds the contents of rows and writes the vectors, or clears them where contents is null; returns how many rows were written.';
 
 -- A statement that writes a vector beside another text counts as one that brings its own.
-CREATE OR REPLACE FUNCTION nv_embed.may_be_rewritten(relation regclass) RETURNS boolean
+CREATE OR REPLACE FUNCTION nv_embed.may_be_rewritten(relation regclass, target name) RETURNS boolean
 LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -290,25 +290,55 @@ BEGIN
         SELECT FROM pg_trigger AS t
         WHERE t.tgrelid IN (SELECT relation UNION ALL SELECT p.relid FROM pg_partition_tree(relation) AS p)
             AND t.tgtype & before_each_update = before_each_update AND t.tgenabled <> 'D'
+            AND (
+                coalesce(array_length(t.tgattr, 1), 0) = 0
+                OR EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = t.tgrelid AND a.attname = target AND a.attnum = ANY (t.tgattr))
+            )
     );
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.may_be_rewritten(regclass) IS 'Whether triggers of a table may change what an UPDATE writes to it.';
+COMMENT ON FUNCTION nv_embed.may_be_rewritten(regclass, name) IS 'Whether triggers of a table may change what an UPDATE of that column writes to it.';
 
-CREATE OR REPLACE FUNCTION nv_embed.check_same(e nv_embed.embedding, g nv_embed.generation, keys text[], texts text[]) RETURNS void
-LANGUAGE plpgsql
+-- Triggers that run after the statement may have given the row another text; that statement saw to its vector.
+CREATE OR REPLACE FUNCTION nv_embed.rewritten_sql(e nv_embed.embedding, g nv_embed.generation) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF pg_catalog.cardinality(nv_embed.unchanged(e, g, keys, texts)) OPERATOR(pg_catalog.<) pg_catalog.cardinality(keys) THEN
+    RETURN format(
+        'SELECT EXISTS (SELECT FROM (SELECT pg_catalog.unnest($1) AS key, pg_catalog.unnest($2) AS text, pg_catalog.unnest($3) AS vector'
+        ' LIMIT pg_catalog.cardinality($1)) AS f'
+        ' JOIN %s AS t ON %s AND %s OPERATOR(pg_catalog.<>) f.text AND pg_catalog.record_image_eq(ROW(t.%I), ROW(f.vector::%s)))',
+        nv_embed.qualified(e.relation), nv_embed.matched_sql(e.relation, 'f'), nv_embed.rendered(e.source, 't'), g.target, nv_embed.type_sql(g.storage, g.dim)
+    );
+END
+$$;
+
+COMMENT ON FUNCTION nv_embed.rewritten_sql(nv_embed.embedding, nv_embed.generation)
+    IS 'A query: whether rows have the vectors of texts that they do not read; its parameters are keys, texts and vectors.';
+
+CREATE OR REPLACE FUNCTION nv_embed.check_same(e nv_embed.embedding, g nv_embed.generation, keys text[], texts text[], vectors text[]) RETURNS void
+LANGUAGE plpgsql
+SET extra_float_digits = 3
+SET datestyle = 'ISO, YMD'
+SET intervalstyle = 'postgres'
+SET timezone = 'UTC'
+SET bytea_output = 'hex'
+AS $$
+DECLARE
+    is_rewritten boolean;
+BEGIN
+    EXECUTE nv_embed.rewritten_sql(e, g) INTO is_rewritten USING keys, texts, vectors;
+    IF is_rewritten THEN
         RAISE EXCEPTION 'a trigger of % rewrites what is embedded while its vector is written', nv_embed.qualified(e.relation)
             USING ERRCODE = '27000', HINT = 'let it act on updates of what it reads: BEFORE UPDATE OF column, …';
     END IF;
 END
 $$;
 
-COMMENT ON FUNCTION nv_embed.check_same(nv_embed.embedding, nv_embed.generation, text[], text[])
-    IS 'Raises an error where rows read otherwise than they were embedded.';
+COMMENT ON FUNCTION nv_embed.check_same(nv_embed.embedding, nv_embed.generation, text[], text[], text[])
+    IS 'Raises an error where rows read otherwise than what their vectors were made of.';
 
 CREATE OR REPLACE FUNCTION nv_embed.fill_chunks(e nv_embed.embedding, g nv_embed.generation, keys text[], texts text[]) RETURNS bigint
 LANGUAGE plpgsql

@@ -152,7 +152,9 @@ $$;
 COMMENT ON FUNCTION nv_embed.end_stale(bigint, text[], bigint[]) IS 'Says of jobs that their rows have no vector of an earlier text any more.';
 
 -- Where somebody had a job locked, as a worker has that claims at the same moment, it is as it was, lease and all.
-CREATE OR REPLACE FUNCTION nv_embed.settle_or_release(generation bigint, keys text[], ids bigint[], done int[]) RETURNS int[]
+CREATE OR REPLACE FUNCTION nv_embed.settle_or_release(
+    generation bigint, keys text[], ids bigint[], done int[], OUT settled int, OUT unsettled int[]
+)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -161,12 +163,13 @@ BEGIN
     IF cardinality(done) < cardinality(keys) THEN
         PERFORM nv_embed.release(generation, keys, ids, '1 second');
     END IF;
-    RETURN nv_embed.unsettled(generation, keys, ids);
+    unsettled := nv_embed.unsettled(generation, keys, ids);
+    settled := (SELECT count(*) FROM unnest(done) AS place WHERE place <> ALL (unsettled));
 END
 $$;
 
 COMMENT ON FUNCTION nv_embed.settle_or_release(bigint, text[], bigint[], int[])
-    IS 'Takes away the jobs at some places, which are done; the others are due again in a second. Returns the places of those that are left.';
+    IS 'Takes away the jobs at some places, which are done; the others are due again in a second. Returns how many are settled, and the places of those that are left.';
 
 CREATE OR REPLACE FUNCTION nv_embed.unsettled(generation bigint, keys text[], ids bigint[]) RETURNS int[]
 LANGUAGE sql STABLE STRICT
@@ -347,8 +350,7 @@ DECLARE
     outcome CONSTANT record := nv_embed.write_rows(generation, keys, digests, vectors);
     done CONSTANT pg_catalog.int4[] := outcome.written OPERATOR(pg_catalog.||) outcome.unchanged OPERATOR(pg_catalog.||) outcome.gone;
 BEGIN
-    settled := pg_catalog.cardinality(done);
-    unsettled := nv_embed.settle_or_release(generation, keys, ids, done);
+    SELECT s.settled, s.unsettled INTO settled, unsettled FROM nv_embed.settle_or_release(generation, keys, ids, done) AS s;
     PERFORM nv_embed.retry_rewritten(generation, outcome.rewritten);
 END
 $$;
@@ -441,7 +443,8 @@ BEGIN
     PERFORM nv_embed.inherit(
         generation, nv_embed.chosen(keys, outcome.written), nv_embed.chosen(ids, outcome.written), nv_embed.chosen(histories, outcome.written)
     );
-    PERFORM nv_embed.end_stale(generation, nv_embed.chosen(keys, failed), nv_embed.chosen(ids, failed));
+    -- Where the vector was taken away in the table, the queue's trigger has queued the row anew, as one that has none.
+    PERFORM nv_embed.end_stale(generation, nv_embed.chosen(keys, outcome.unchanged), nv_embed.chosen(ids, outcome.unchanged));
     PERFORM nv_embed.fail(generation, nv_embed.chosen(keys, failed), nv_embed.chosen(ids, failed), error, nv_embed.chosen(messages, failed), NULL);
     PERFORM nv_embed.settle_or_release(generation, keys, ids, outcome.gone);
     RETURN pg_catalog.cardinality(failed);

@@ -302,11 +302,23 @@ def test_a_trigger_that_rewrites_the_text_with_each_vector_is_an_error_and_one_t
     db.execute(f"CREATE TRIGGER tidy BEFORE INSERT OR UPDATE ON docs{'_1' if partitions else ''} FOR EACH ROW EXECUTE FUNCTION tidy()")
     db.execute("INSERT INTO docs SELECT n, 'a', ' b ' || n FROM generate_series(1, 3) AS n; UPDATE docs SET body = ' c ' WHERE id = 1")
     assert fresh(db) == 3
+    db.execute(
+        "CREATE FUNCTION again() RETURNS trigger LANGUAGE plpgsql"
+        " AS $$ BEGIN UPDATE docs SET body = replace(body, 'x', 'y') WHERE id = NEW.id; RETURN NULL; END $$"
+    )
+    db.execute("CREATE TRIGGER again AFTER UPDATE ON docs FOR EACH ROW WHEN (NEW.body LIKE '%x%') EXECUTE FUNCTION again()")
+    db.execute("INSERT INTO docs VALUES (5, 'a', 'x'); UPDATE docs SET body = 'xx' WHERE id = 2")
+    assert fresh(db) == 4
     db.execute("CREATE OR REPLACE FUNCTION tidy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.body := NEW.body || '.'; RETURN NEW; END $$")
     for statement in ("INSERT INTO docs VALUES (4, 'a', 'd')", "UPDATE docs SET title = 'another' WHERE id = 2"):
         with pytest.raises(psycopg.errors.TriggeredDataChangeViolation, match="rewrites what is embedded"), db.transaction():
             db.execute(statement)
-    assert fresh(db) == 3
+    assert fresh(db) == 4
+    db.execute(f"DROP TRIGGER tidy ON docs{'_1' if partitions else ''}")
+    db.execute(f"CREATE TRIGGER tidy BEFORE UPDATE OF body ON docs{'_1' if partitions else ''} FOR EACH ROW EXECUTE FUNCTION tidy()")
+    db.execute("INSERT INTO docs VALUES (4, 'a', 'd'); UPDATE docs SET body = 'e' WHERE id = 4")
+    assert one(db, "SELECT body FROM docs WHERE id = 4") == "e."
+    assert fresh(db) == 5
 
 
 def test_partitioned_tables_are_embedded_through_the_parent(db: Connection) -> None:

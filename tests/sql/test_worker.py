@@ -672,6 +672,18 @@ def test_a_vector_that_its_table_does_not_let_go_of_stays_and_its_row_fails_alon
     assert status(docs) == ((10, 8, 0, 2) if attempts else (10, 8, 2, 0)), "those vectors are of other texts"
 
 
+def test_a_vector_that_a_trigger_silently_keeps_counts_as_one_of_another_text(docs: Connection, site: Site) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 't', 'body')")
+    site.drain()
+    docs.execute("""
+        CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.embedding := OLD.embedding; RETURN NEW; END $$;
+        CREATE TRIGGER keep BEFORE UPDATE OF embedding ON docs FOR EACH ROW WHEN (NEW.embedding IS NULL) EXECUTE FUNCTION keep();
+        UPDATE docs SET body = repeat('x', 5000000)
+    """)
+    site.drain()
+    assert status(docs) == (1, 0, 0, 1)
+
+
 def test_a_table_that_may_be_read_only_holds_up_no_other_though_a_text_of_it_is_at_fault(
     docs: Connection, embedder: Site, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -187,12 +187,14 @@ def test_a_client_that_calls_as_often_as_it_can_leaves_places_for_others() -> No
         return stub.Embed.future(pb.EmbedRequest(texts=["one two"]), metadata=(("nv-embed-client", client),))
 
     engine = CountingEngine()
-    with serving(engine, rpc_threads=32) as server, connected(server) as stub:
+    with serving(engine, rpc_threads=32, batch_tokens=5) as server, connected(server) as stub:
         eager = [call("eager") for _ in range(12)]
         try:
             assert eventually(lambda: sum(answer.done() for answer in eager) == 3)
+            refusals = {answer.details().partition(":")[0] for answer in eager if answer.done()}
+            assert refusals == {"too many calls of this client are under way"}
             others = [call("another"), call("third"), call("another")]
-            assert eventually(lambda: server.scheduler.waiting_texts() >= 12 - 1)
+            assert eventually(lambda: server.scheduler.waiting_texts() == 12 - 1)
             code, said, _ = refused(call("fourth").result)
             assert (code, said.partition(":")[0]) == ("RESOURCE_EXHAUSTED", "too many calls are under way")
         finally:
