@@ -198,7 +198,8 @@ class Found:
     filtered: dict[str, tuple[list[float], str]]
 
 
-def main() -> None:
+def given() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=200)
@@ -214,7 +215,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.long:
         options.rows, options.without_full = LONG_ROWS, True
-    recalls = options.recalls or (LONG_RECALLS if options.long else RECALLS)
+    options.recalls = options.recalls or (LONG_RECALLS if options.long else RECALLS)
+    return options
+
+
+def main() -> None:
+    options = given()
     before = load_average()
     collection = Collection(options.rows, DIM)
     queries = collection.queries(options.queries)
@@ -229,7 +235,7 @@ def main() -> None:
         runs = {}
         for buffers in options.buffers:
             with opened(cluster, buffers) as db:
-                runs[buffers] = run(db, indexes, built, queries, wanted, recalls, options.rounds)
+                runs[buffers] = run(db, indexes, built, queries, wanted, options.recalls, options.rounds)
     settings = ", ".join(f"{name} {value}" for name, value in SETTINGS.items())
     text = "\n".join(
         [
@@ -250,10 +256,7 @@ def main() -> None:
     )
     print(text)
     keep(f"search-{options.rows}", text)
-    points = {
-        buffers: [Point(plan.index.name, plan.width, plan.candidates, plan.recall(), plan.p95()) for plan in found.plans]
-        for buffers, found in runs.items()
-    }
+    points = {buffers: [plan.point() for plan in found.plans] for buffers, found in runs.items()}
     if options.points:
         options.points.write_text(json.dumps({buffers: [asdict(point) for point in drawn] for buffers, drawn in points.items()}))
     if options.plot:
@@ -300,11 +303,8 @@ def run(
     exact = {name: search_exactly(db, name, queries[:EXACT_QUERIES], wanted) for name in (IN_TOAST, IN_ROW)}
     plans = sweep(db, indexes, queries, wanted)
     say("the cheapest settings again")
-    chosen = {least: choose(plans, indexes, least) for least in recalls}
-    # One that is the cheapest at two levels is measured once.
-    again = {(plan.index.name, plan.width, plan.candidates): plan for selection in chosen.values() for plan in selection.values()}
-    chosen = {least: {name: again[name, plan.width, plan.candidates] for name, plan in selection.items()} for least, selection in chosen.items()}
-    measure(db, list(again.values()), queries, wanted, rounds)
+    chosen = choose_each(plans, indexes, recalls)
+    measure(db, distinct(chosen), queries, wanted, rounds)
     say("nv_search beside its statement")
     pages = {least: {plan.index.name: pages_touched(db, plan, queries[0]) for plan in chosen[least].values()} for least in recalls}
     return Found(built, exact, plans, chosen, pages, nv_search_adds(db, queries, rounds), search_filtered(db, queries[:EXACT_QUERIES]))
@@ -455,6 +455,19 @@ def choose(plans: Sequence[Plan], indexes: Sequence[Index], least: float) -> dic
     return chosen
 
 
+def choose_each(plans: Sequence[Plan], indexes: Sequence[Index], recalls: Sequence[float]) -> dict[float, dict[str, Plan]]:
+    """The choice for each recall. One that is the cheapest for two of them is the same plan in both."""
+    one: dict[tuple[str, int, int], Plan] = {}
+    return {
+        least: {name: one.setdefault((name, plan.width, plan.candidates), plan) for name, plan in choose(plans, indexes, least).items()}
+        for least in recalls
+    }
+
+
+def distinct(chosen: Mapping[float, Mapping[str, Plan]]) -> list[Plan]:
+    return list({id(plan): plan for selection in chosen.values() for plan in selection.values()}.values())
+
+
 def pages_touched(db: Connection, plan: Plan, query: Floats) -> int:
     db.execute(f"SET hnsw.ef_search = {plan.width}")
     row = db.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {literally(plan.statement, query)}").fetchone()
@@ -489,6 +502,7 @@ def search_filtered(db: Connection, queries: Floats) -> dict[str, tuple[list[flo
     """By a filter that keeps 0.1 % of the rows. The nearest k of those are found, whichever way."""
     found = {}
     for name, condition in FILTERS.items():
+        (rows_kept,) = db.execute(f"SELECT count(*) FROM docs WHERE {condition}").fetchone() or (0,)
         seconds = []
         for query in queries:
             asked = {"whole": Vector(query), "query": HalfVector(query), "filter": condition}
@@ -496,7 +510,7 @@ def search_filtered(db: Connection, queries: Floats) -> dict[str, tuple[list[flo
             rows = db.execute(FILTERED, asked).fetchall()
             seconds.append(time.perf_counter() - begun)
             nearest = db.execute(f"SELECT id FROM docs WHERE {condition} ORDER BY 0 + (embedding <=> {ASKED}) LIMIT {K}", asked).fetchall()
-            assert len(rows) == K
+            assert len(rows) == len(nearest) == min(K, rows_kept)
             assert recall([key for (key,) in rows], [key for (key,) in nearest]) >= 1 - 1 / K
         explained = db.execute(
             "SELECT nv_embed.explain_search(NULL::docs, %s::vector, k => %s, dim => 384, filter => %s)", [Vector(queries[0]), K, condition]
@@ -539,7 +553,7 @@ def ratios(found: Found) -> list[str]:
             lines.append(f"- exact over 384 + re-score at a recall of {least}, medians: × {ratio:.0f}")
     for name, (seconds, reading) in found.filtered.items():
         lines.append(
-            f"- nv_search() with a filter that keeps 0.1 % of the rows, {name}: all {K}, {1000 * statistics.median(seconds):.1f} ms, {reading}"
+            f"- nv_search() with a filter that keeps 0.1 % of the rows, {name}: all of at most {K}, {1000 * statistics.median(seconds):.1f} ms, {reading}"
         )
     whole, by_hand = (1000 * seconds for seconds in found.nv_search)
     return [

@@ -28,6 +28,7 @@ from search import (
     FULL_RANKED,
     NARROW,
     NEAR,
+    RECALLS,
     WIDE,
     Built,
     Connection,
@@ -36,8 +37,9 @@ from search import (
     Plan,
     a_cluster,
     build_all,
-    choose,
+    choose_each,
     copy_into_rows,
+    distinct,
     load,
     measure,
     opened,
@@ -49,7 +51,6 @@ from synthetic import Collection, nearest
 from nv_embed.cluster import Cluster
 
 INDEXES = (FULL, FULL_RANKED, NARROW, NEAR, WIDE)
-RECALLS = (0.999, 0.998, 0.99)
 BUFFERS = "128MB"
 GROUPS = Path("/sys/fs/cgroup")
 
@@ -70,15 +71,12 @@ def main() -> None:
             copy_into_rows(db)
             built = build_all(db, INDEXES, M, EF_CONSTRUCTION)
             plans = sweep(db, INDEXES, asked[: options.queries], wanted[: options.queries])
-        chosen = {least: choose(plans, INDEXES, least) for least in RECALLS}
-        # One setting may be the cheapest at several levels.
-        measured = {(plan.index.name, plan.width, plan.candidates): plan for selection in chosen.values() for plan in selection.values()}
+        chosen = choose_each(plans, INDEXES, RECALLS)
         with bounded(cluster, options.memory) as db:
-            for plan in measured.values():
+            for plan in distinct(chosen):
                 say(f"{plan.index.name}, hnsw.ef_search {plan.width}, {plan.candidates} candidates")
                 for half in (slice(options.queries, None), slice(options.queries)):
                     measure(db, [plan], asked[half], wanted[half], 1)
-    chosen = {least: {name: measured[name, plan.width, plan.candidates] for name, plan in selection.items()} for least, selection in chosen.items()}
     text = "\n".join(
         [
             f"# search in {options.memory} MB, {options.rows:,} vectors of {DIM} dimensions",
