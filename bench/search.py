@@ -552,9 +552,8 @@ def ratios(found: Found) -> list[str]:
             ratio = statistics.median(found.exact[IN_TOAST]) / statistics.median(chosen[NARROW.name].seconds)
             lines.append(f"- exact over 384 + re-score at a recall of {least}, medians: × {ratio:.0f}")
     for name, (seconds, reading) in found.filtered.items():
-        lines.append(
-            f"- nv_search() with a filter that keeps 0.1 % of the rows, {name}: all of at most {K}, {1000 * statistics.median(seconds):.1f} ms, {reading}"
-        )
+        median = f"{1000 * statistics.median(seconds):.1f} ms"
+        lines.append(f"- nv_search() with a filter that keeps 0.1 % of the rows, {name}: all of at most {K}, {median}, {reading}")
     whole, by_hand = (1000 * seconds for seconds in found.nv_search)
     return [
         *lines,
